@@ -1,0 +1,149 @@
+//! A run goes on: steps whose needs ended become tasks, the run ends or stalls.
+
+use alloc::{string::ToString, sync::Arc, vec::Vec};
+
+use crate::{
+    api::RunState,
+    code,
+    flow::{
+        advance::{Inputs, Next},
+        evaluate::EvaluateFault,
+    },
+    id::{RunId, TaskRef},
+    json::{Json, Payload},
+    queue::{
+        decide::Desk,
+        effect::Effect,
+        event::{Dead, Event},
+        run::{Phase, Run, StepRun},
+    },
+    wire::Usage,
+};
+
+impl Desk<'_> {
+    /// Takes a run as far as it goes now. Idempotent: a run that cannot go on is left as it is.
+    pub(crate) fn advance(&mut self, id: RunId) {
+        let Some(def) =
+            self.state.runs.get(&id).and_then(|run| self.state.flow_of(run)).map(|flow| Arc::clone(&flow.def))
+        else {
+            return;
+        };
+        for (step, place) in def.steps.iter().zip(0u16..) {
+            let Some(run) = self.state.runs.get(&id) else { return };
+            let inputs = Inputs { run, def: &def, evaluate: self.world.evaluate, blobs: self.world.blobs };
+            match run.steps.get(usize::from(place)) {
+                Some(StepRun::Waiting) if step.needs.iter().all(|&need| has_ended(run, need)) => {
+                    match inputs.next(step) {
+                        Ok(Next::Ready(input)) => self.fact(Event::StepReady { run: id, step: place, input }),
+                        Ok(Next::Fanned(inputs)) => {
+                            let empty = inputs.is_empty();
+                            self.fact(Event::StepFanned { run: id, step: place, inputs });
+                            if empty {
+                                let output = Payload::Inline(Json::of::<[u8]>(&[]));
+                                self.fact(Event::FanDone { run: id, step: place, output });
+                            }
+                        }
+                        Ok(Next::Skipped) => self.fact(Event::StepSkipped { run: id, step: place }),
+                        Err(fault) => self.fault(TaskRef { run: id, step: place, item: None }, &fault),
+                    }
+                }
+                Some(StepRun::Fan(fan)) if fan.succeeded as usize == fan.tasks.len() => {
+                    let outputs: Vec<&Payload> = fan
+                        .tasks
+                        .iter()
+                        .filter_map(|task| match &task.phase {
+                            Phase::Succeeded { output, .. } => Some(output),
+                            _ => None,
+                        })
+                        .collect();
+                    match inputs.list(&outputs) {
+                        Ok(output) => self.fact(Event::FanDone { run: id, step: place, output }),
+                        Err(fault) => self.fault(TaskRef { run: id, step: place, item: None }, &fault),
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.settle(id);
+    }
+
+    /// Ends a run whose steps all ended; marks one stalled that cannot go on.
+    fn settle(&mut self, id: RunId) {
+        let Some(run) = self.state.runs.get(&id) else { return };
+        if run.steps.iter().all(|step| matches!(step, StepRun::Done(_) | StepRun::Skipped)) {
+            let Some(def) = self.state.flow_of(run).map(|flow| Arc::clone(&flow.def)) else { return };
+            let inputs = Inputs { run, def: &def, evaluate: self.world.evaluate, blobs: self.world.blobs };
+            let output = inputs.output().unwrap_or_else(|_| Payload::Inline(Json::null()));
+            let expires_at = self.world.now.plus(self.world.policy.result_ttl_ms);
+            self.fact(Event::RunEnded { run: id, state: RunState::Succeeded, output: Some(output), expires_at });
+            self.evict_results();
+            self.effect(Effect::RunEnded { run: id });
+        } else if run.state == RunState::Active && !in_flight(run) {
+            self.fact(Event::Stalled { run: id });
+            self.effect(Effect::RunEnded { run: id });
+        }
+    }
+
+    /// The oldest results go when all of them are larger than `results_max_mb`. Keys are never evicted early.
+    fn evict_results(&mut self) {
+        let most = self.world.policy.results_max_bytes;
+        while self.state.results_bytes > most && self.state.evict_oldest_result() {}
+    }
+
+    fn fault(&mut self, task: TaskRef, fault: &EvaluateFault) {
+        self.dead(task, 0, code::TEMPLATE_ERROR, fault.to_string(), "non_retryable", None, Usage::default());
+    }
+
+    /// Ends a task as a dead letter, with its file to be written.
+    #[expect(clippy::too_many_arguments, reason = "the fields of one record")]
+    pub(crate) fn dead(
+        &mut self,
+        task: TaskRef,
+        attempt: u32,
+        code: &str,
+        message: alloc::string::String,
+        reason: &str,
+        last_code: Option<&str>,
+        usage: Usage,
+    ) {
+        let entry = self.entry_id(task, attempt);
+        self.fact(Event::Dead(alloc::boxed::Box::new(Dead {
+            task,
+            attempt,
+            entry,
+            code: code.into(),
+            message,
+            reason: reason.into(),
+            last_code: last_code.map(Into::into),
+            usage,
+        })));
+        if let Some(entry) = super::entry_of(self.state, task, "pending", None) {
+            self.effect(Effect::FileEntry { entry: alloc::boxed::Box::new(entry) });
+        }
+    }
+
+    /// `dlq-<unix ms>-<suffix>`: unique per task and attempt, however many die in one millisecond.
+    fn entry_id(&self, task: TaskRef, attempt: u32) -> alloc::string::String {
+        use core::hash::Hasher;
+        let mut hasher = siphasher::sip::SipHasher24::new_with_key(&self.state.secret);
+        hasher.write(&task.run.0.to_le_bytes());
+        hasher.write_u32(u32::from(task.step));
+        hasher.write_u32(task.item.map_or(0, |item| item + 1));
+        hasher.write_u32(attempt);
+        hasher.write_u64(self.world.sequence);
+        alloc::format!("dlq-{}-{:016x}", self.world.now.0, hasher.finish())
+    }
+}
+
+fn has_ended(run: &Run, need: u16) -> bool {
+    matches!(run.steps.get(usize::from(need)), Some(StepRun::Done(_) | StepRun::Skipped))
+}
+
+/// Whether some task of the run can still move by itself.
+fn in_flight(run: &Run) -> bool {
+    run.steps.iter().any(|step| match step {
+        StepRun::Single(task) => !matches!(task.phase, Phase::Dead(_)),
+        StepRun::Fan(fan) => ((fan.succeeded + fan.dead) as usize) < fan.tasks.len(),
+        StepRun::Waiting | StepRun::Done(_) | StepRun::Skipped | StepRun::Faulted(_) => false,
+    })
+}

@@ -1,0 +1,95 @@
+//! Where tasks are found by their phase: ready in lanes, delayed by time, leased by worker.
+//!
+//! Derived from the runs by the same events that change them; [`super::check`] compares the two.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    id::{FlowNo, TaskRef, WorkerId},
+    queue::{
+        lanes::{Lanes, Rank},
+        run::{Phase, Run, StepRun, Task},
+    },
+    time::Millis,
+};
+
+#[derive(Clone, Debug, Default)]
+pub struct Indexes {
+    pub lanes: Lanes,
+    pub delayed: BTreeSet<(Millis, TaskRef)>,
+    pub leases: BTreeMap<WorkerId, BTreeSet<TaskRef>>,
+    /// Leased tasks in all.
+    pub leased: u64,
+}
+
+/// Where a task stands among the others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) flow: FlowNo,
+    pub(crate) priority: u8,
+    pub(crate) task: TaskRef,
+}
+
+impl Indexes {
+    pub(crate) fn remove(&mut self, place: Place, task: &Task) {
+        match task.phase {
+            Phase::Ready { since } => self.lanes.remove(place.flow, Rank::new(place.priority, since, place.task)),
+            Phase::Delayed { ready_at } => {
+                self.delayed.remove(&(ready_at, place.task));
+            }
+            Phase::Leased { worker } => {
+                if let Some(held) = self.leases.get_mut(&worker) {
+                    self.leased -= u64::from(held.remove(&place.task));
+                    if held.is_empty() {
+                        self.leases.remove(&worker);
+                    }
+                }
+            }
+            Phase::Held | Phase::Succeeded { .. } | Phase::Dead(_) => {}
+        }
+    }
+
+    pub(crate) fn insert(&mut self, place: Place, task: &Task) {
+        match task.phase {
+            Phase::Ready { since } => {
+                self.lanes.insert(place.flow, Rank::new(place.priority, since, place.task), task.suspect);
+            }
+            Phase::Delayed { ready_at } => {
+                self.delayed.insert((ready_at, place.task));
+            }
+            Phase::Leased { worker } => {
+                self.leased += u64::from(self.leases.entry(worker).or_default().insert(place.task));
+            }
+            Phase::Held | Phase::Succeeded { .. } | Phase::Dead(_) => {}
+        }
+    }
+
+    pub(crate) fn set_phase(&mut self, place: Place, task: &mut Task, phase: Phase) {
+        self.remove(place, task);
+        task.phase = phase;
+        self.insert(place, task);
+    }
+
+    pub(crate) fn insert_run(&mut self, run: &Run) {
+        each_task(run, |task, found| self.insert(Place { flow: run.flow, priority: run.priority, task }, found));
+    }
+
+    pub(crate) fn remove_run(&mut self, run: &Run) {
+        each_task(run, |task, found| self.remove(Place { flow: run.flow, priority: run.priority, task }, found));
+    }
+}
+
+/// Calls `see` with every task of a run that exists and has no step result yet.
+pub(crate) fn each_task(run: &Run, mut see: impl FnMut(TaskRef, &Task)) {
+    for (state, step) in run.steps.iter().zip(0u16..) {
+        match state {
+            StepRun::Single(task) => see(TaskRef { run: run.id, step, item: None }, task),
+            StepRun::Fan(fan) => {
+                for (task, item) in fan.tasks.iter().zip(0u32..) {
+                    see(TaskRef { run: run.id, step, item: Some(item) }, task);
+                }
+            }
+            StepRun::Waiting | StepRun::Skipped | StepRun::Done(_) | StepRun::Faulted(_) => {}
+        }
+    }
+}

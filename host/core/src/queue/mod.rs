@@ -1,0 +1,16 @@
+//! The queue: facts ([`event`]), what they add up to ([`state`], [`apply`]), and what follows from an input ([`decide`]).
+
+pub mod apply;
+pub mod check;
+pub mod decide;
+pub mod effect;
+pub mod event;
+pub mod indexes;
+pub mod lanes;
+pub mod policy;
+pub mod run;
+pub mod state;
+pub mod view;
+
+#[cfg(test)]
+mod tests;

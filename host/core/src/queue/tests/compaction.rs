@@ -1,0 +1,131 @@
+//! Compaction: what is kept of the log is enough to rebuild the state.
+
+use super::*;
+use crate::queue::decide::Sweep;
+
+/// Sweeps everything up to the segment before the newest, a new segment before each slice; forgets the old ones.
+fn compact(bench: &mut Bench, most: usize, room_bytes: u64) {
+    let mut sweep = Sweep::new(bench.state.segment);
+    while !sweep.is_through() {
+        bench.state.segment += 1;
+        let room_bytes = room_bytes.max(sweep.needs_bytes());
+        bench.make(|state, world| sweep.slice(state, world, most, room_bytes));
+    }
+    bench.log.retain(|(_, segment)| *segment > sweep.cutoff);
+}
+
+/// Runs of every kind.
+fn lived() -> Bench {
+    let each = StepDef { for_each: Some("steps.list.output".into()), max_parallel: 1, ..step("each", &[0]) };
+    let mut bench = Bench::new(vec![
+        flow("one", vec![step("s", &[])]),
+        flow("fan", vec![step("list", &[]), each, step("sum", &[1])]),
+    ]);
+    for place in 0..12 {
+        bench.now = bench.now.plus(3);
+        bench.ask(keyed("one", &format!("k{place}")));
+        let lease = bench.lease(1, 1)[0];
+        match place % 6 {
+            0 => bench.succeed(lease, "1"),
+            1 => bench.fail(lease, Class::Fatal),
+            2 => bench.fail(lease, Class::Retryable),
+            3 => bench.gone(1),
+            4 => {
+                bench.cancel(&lease.task.run.to_string());
+            }
+            _ => {}
+        }
+        bench.state.segment += 1;
+    }
+    bench.enqueue("fan");
+    let list = bench.lease(2, 1)[0];
+    bench.succeed(list, "[1,2,3]");
+    bench
+}
+
+#[test]
+fn replaying_every_frame_gives_the_same_state() {
+    let bench = lived();
+    assert_same(&bench.state, &bench.replayed());
+}
+
+#[test]
+fn what_is_left_after_compaction_gives_the_same_state() {
+    for (most, room_bytes) in [(1, u64::MAX), (3, u64::MAX), (64, u64::MAX), (64, 900), (64, 1)] {
+        let mut bench = lived();
+        let frames = bench.log.len();
+        compact(&mut bench, most, room_bytes);
+        assert!(bench.log.len() < frames + 40);
+        assert_same(&bench.state, &bench.replayed());
+        // A second one, and what happens between.
+        bench.run_all("[]");
+        bench.enqueue("fan");
+        compact(&mut bench, most, room_bytes);
+        assert_same(&bench.state, &bench.replayed());
+    }
+}
+
+#[test]
+fn a_run_that_ends_after_the_cutoff_is_kept_with_its_key() {
+    let mut bench = Bench::new(vec![flow("one", vec![step("s", &[])])]);
+    let run = run_of(&bench.ask(keyed("one", "k")));
+    let mut sweep = Sweep::new(bench.state.segment);
+    bench.state.segment += 1;
+    // The flow is copied, and then the run ends one segment later.
+    bench.make(|state, world| sweep.slice(state, world, 64, u64::MAX));
+    bench.state.segment += 1;
+    bench.run_all("7");
+    while !sweep.is_through() {
+        bench.make(|state, world| sweep.slice(state, world, 64, u64::MAX));
+    }
+    bench.log.retain(|(_, segment)| *segment > sweep.cutoff);
+    bench.state = bench.replayed();
+    bench.state.segment = 4;
+    assert!(matches!(bench.ask(keyed("one", "k")), Reply::Duplicate { run: held, .. } if held == run));
+}
+
+#[test]
+fn a_run_enqueued_after_the_cutoff_and_before_the_copy_of_its_flow_is_kept() {
+    for slices_before in 0..2 {
+        let mut bench = Bench::new(vec![flow("one", vec![step("s", &[])])]);
+        // A first sweep copied the flow and was cut short.
+        let mut sweep = Sweep::new(bench.state.segment);
+        bench.state.segment += 1;
+        bench.enqueue("one");
+        for _ in 0..slices_before {
+            bench.make(|state, world| sweep.slice(state, world, 64, u64::MAX));
+        }
+        let mut sweep = Sweep::new(1);
+        while !sweep.is_through() {
+            bench.make(|state, world| sweep.slice(state, world, 64, u64::MAX));
+        }
+        bench.log.retain(|(_, segment)| *segment > 1);
+        assert_same(&bench.state, &bench.replayed());
+    }
+}
+
+#[test]
+fn a_flow_that_is_said_again_keeps_its_lanes() {
+    let mut bench = Bench::new(vec![flow("one", vec![step("s", &[])])]);
+    bench.enqueue("one");
+    compact(&mut bench, 64, u64::MAX);
+    bench.enqueue("one");
+    assert_eq!(bench.lease(1, 9).len(), 2);
+}
+
+#[test]
+fn a_slice_stays_within_its_room() {
+    let mut bench = lived();
+    let mut sweep = Sweep::new(bench.state.segment);
+    bench.state.segment += 1;
+    while !sweep.is_through() {
+        let room_bytes = sweep.needs_bytes().max(2000);
+        let before = bench.log.len();
+        bench.make(|state, world| sweep.slice(state, world, 64, room_bytes));
+        let mut line = Vec::new();
+        if let Some((frame, _)) = bench.log.get(before) {
+            crate::record::codec::encode(frame, 1, &mut line);
+        }
+        assert!(line.len() as u64 <= room_bytes, "{} bytes, {room_bytes} allowed", line.len());
+    }
+}

@@ -1,0 +1,122 @@
+//! Idempotency keys: scope, holding, freeing.
+
+use super::*;
+
+fn bench() -> Bench {
+    Bench::new(vec![flow("one", vec![step("s", &[])]), flow("two", vec![step("s", &[])])])
+}
+
+#[test]
+fn the_same_key_in_its_scope_gives_the_same_run() {
+    let mut bench = bench();
+    let run = run_of(&bench.ask(keyed("one", "k")));
+    let again = bench.ask(keyed("one", "k"));
+    assert!(matches!(again, Reply::Duplicate { run: held, state: RunState::Active, result: None } if held == run));
+    bench.run_all("7");
+    let Reply::Duplicate { run: held, state, result } = bench.ask(keyed("one", "k")) else { panic!("a duplicate") };
+    assert_eq!((held, state, result.as_ref().map(Json::get)), (run, RunState::Succeeded, Some("7")));
+    assert_eq!(bench.state.totals.idempotency_hits, 2);
+}
+
+#[test]
+fn another_flow_or_tenant_has_the_key_for_itself() {
+    let mut bench = bench();
+    bench.register("other", flow("one", vec![step("s", &[])]));
+    let first = run_of(&bench.ask(keyed("one", "k")));
+    let second = run_of(&bench.ask(keyed("two", "k")));
+    let third = run_of(&bench.ask(EnqueueRequest { tenant: "other".into(), ..keyed("one", "k") }));
+    assert!(first != second && second != third && first != third);
+}
+
+#[test]
+fn the_same_key_with_another_input_is_refused_and_names_the_run() {
+    let mut bench = bench();
+    let run = run_of(&bench.ask(keyed("one", "k")));
+    let other = EnqueueRequest { input: Json::parse(r#"{"a":1}"#).expect("JSON"), ..keyed("one", "k") };
+    let message = message_of(&bench.ask(other));
+    assert!(message.contains(&run.to_string()), "{message}");
+    assert_eq!(bench.state.runs.len(), 1);
+}
+
+#[test]
+fn a_key_in_the_headers_is_a_key() {
+    let mut bench = bench();
+    let headers = Json::parse(r#"{"idempotency_key":"k"}"#).ok();
+    let run = run_of(&bench.ask(EnqueueRequest { headers, ..request("one") }));
+    assert!(matches!(bench.ask(keyed("one", "k")), Reply::Duplicate { run: held, .. } if held == run));
+}
+
+#[test]
+fn a_key_is_free_again_when_its_run_stalls_fails_or_is_cancelled() {
+    let mut bench = bench();
+    let stalled = run_of(&bench.ask(keyed("one", "k")));
+    let lease = bench.lease(1, 1)[0];
+    bench.fail(lease, Class::Fatal);
+    assert_eq!(bench.run_state(stalled), RunState::Stalled);
+    let second = run_of(&bench.ask(keyed("one", "k")));
+    bench.cancel(&second.to_string());
+    let third = run_of(&bench.ask(keyed("one", "k")));
+    assert!(stalled != second && second != third);
+}
+
+#[test]
+fn a_key_is_free_again_when_the_result_expires() {
+    let mut bench = bench();
+    let first = run_of(&bench.ask(keyed("one", "k")));
+    bench.run_all("1");
+    bench.now = bench.now.plus(bench.policy.result_ttl_ms);
+    let second = run_of(&bench.ask(keyed("one", "k")));
+    assert_ne!(first, second);
+}
+
+#[test]
+fn a_forgotten_key_is_free_and_its_run_goes_on() {
+    let mut bench = bench();
+    let first = run_of(&bench.ask(keyed("one", "k")));
+    assert!(matches!(bench.forget_key("one", "k"), Reply::Forgotten { existed: true }));
+    assert!(matches!(bench.forget_key("one", "k"), Reply::Forgotten { existed: false }));
+    let second = run_of(&bench.ask(keyed("one", "k")));
+    bench.run_all("1");
+    assert_eq!((bench.run_state(first), bench.run_state(second)), (RunState::Succeeded, RunState::Succeeded));
+}
+
+#[test]
+fn a_requeue_takes_the_key_again_and_skips_when_another_run_holds_it() {
+    let mut bench = bench();
+    let first = run_of(&bench.ask(keyed("one", "k")));
+    let lease = bench.lease(1, 1)[0];
+    bench.fail(lease, Class::Fatal);
+    let second = run_of(&bench.ask(keyed("one", "k")));
+    let entry = bench.letter();
+    let Reply::DlqDone(outcomes) = bench.requeue(&entry, false) else { panic!("done") };
+    assert_eq!((outcomes[0].outcome.as_str(), bench.state.letters.len()), ("skipped", 1));
+    assert_eq!(outcomes[0].why, Some(format!("key held by {second}")));
+    bench.cancel(&second.to_string());
+    let Reply::DlqDone(outcomes) = bench.requeue(&entry, false) else { panic!("done") };
+    assert_eq!(outcomes[0].outcome, "requeued");
+    assert!(matches!(bench.ask(keyed("one", "k")), Reply::Duplicate { run, .. } if run == first));
+}
+
+#[test]
+fn no_more_keys_than_allowed_are_held() {
+    let mut bench = bench();
+    bench.policy.keys_max = 1;
+    bench.ask(keyed("one", "a"));
+    assert!(message_of(&bench.ask(keyed("one", "b"))).contains("keys_max"));
+    assert!(matches!(bench.ask(keyed("one", "a")), Reply::Duplicate { .. }));
+    assert!(matches!(bench.ask(request("one")), Reply::Enqueued { .. }));
+}
+
+#[test]
+fn a_key_outlives_the_eviction_of_its_result() {
+    let mut bench = bench();
+    bench.policy.results_max_bytes = 400;
+    let run = run_of(&bench.ask(keyed("one", "k")));
+    bench.run_all(r#""a result of some length""#);
+    for _ in 0..4 {
+        bench.enqueue("one");
+        bench.run_all("1");
+    }
+    let answer = bench.ask(keyed("one", "k"));
+    assert!(matches!(answer, Reply::Duplicate { run: held, result: None, .. } if held == run), "{answer:?}");
+}

@@ -1,0 +1,84 @@
+//! Whose task is next: priorities within a tenant, turns between tenants.
+
+use super::*;
+
+#[test]
+fn larger_priority_first_then_older() {
+    let mut bench = Bench::new(vec![flow("one", vec![step("s", &[])]), flow("two", vec![step("s", &[])])]);
+    let mut ask = |flow: &str, priority| {
+        bench.now = bench.now.plus(1);
+        run_of(&bench.ask(EnqueueRequest { priority: Some(priority), ..request(flow) }))
+    };
+    let (low, old, urgent, young) = (ask("one", 2), ask("one", 5), ask("two", 9), ask("two", 5));
+    let order: Vec<RunId> = bench.lease(1, 9).into_iter().map(|lease| lease.task.run).collect();
+    assert_eq!(order, [urgent, old, young, low]);
+}
+
+#[test]
+fn a_tenant_with_100_000_tasks_does_not_keep_another_waiting() {
+    let mut bench = Bench::new(vec![flow("one", vec![step("s", &[])])]);
+    bench.register("other", flow("one", vec![step("s", &[])]));
+    for _ in 0..100_000 {
+        let ask = request("one");
+        let input = Payload::Inline(ask.input.clone());
+        let world = World {
+            policy: &bench.policy,
+            evaluate: &Paths,
+            blobs: &NoBlobs,
+            now: bench.now,
+            sequence: bench.state.runs.len() as u64 + 10,
+        };
+        decide(&mut bench.state, world, Input::Enqueue { ticket: Ticket(1), request: Box::new(ask), input });
+    }
+    let (mine, theirs) = (bench.profile("default"), bench.profile("other"));
+    let slot = |profile, worker| Slot { worker: WorkerId(worker), profile, free: 1, idle: true };
+    let lone = run_of(&bench.ask(EnqueueRequest { tenant: "other".into(), ..request("one") }));
+    let mut fair = core::mem::take(&mut bench.fair);
+    let world = World { policy: &bench.policy, evaluate: &Paths, blobs: &NoBlobs, now: bench.now, sequence: 1_000_000 };
+    let mut slots = vec![slot(mine, 1), slot(mine, 2), slot(theirs, 3)];
+    let step = decide::lease(&mut bench.state, world, &mut fair, &mut slots, 2, &|_, _| Runnable::Yes);
+    let started: Vec<RunId> = step
+        .effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Start { task, .. } => Some(task.run),
+            _ => None,
+        })
+        .collect();
+    assert!(started.contains(&lone), "it starts within two tasks");
+}
+
+#[test]
+fn a_delayed_run_is_ready_at_its_time_and_not_before() {
+    let mut bench = Bench::new(vec![flow("one", vec![step("s", &[])])]);
+    let at = bench.now.plus(500);
+    bench.ask(EnqueueRequest { at: Some(at), ..request("one") });
+    assert_eq!((bench.lease(1, 1), bench.state.next_deadline()), (vec![], Some(at)));
+    bench.now = at;
+    assert_eq!(bench.lease(1, 1).len(), 1);
+}
+
+#[test]
+fn beyond_hard_depth_enqueues_are_refused_with_a_time_to_come_again() {
+    let mut bench = Bench::new(vec![flow("one", vec![step("s", &[])])]);
+    bench.policy.hard_depth = 1;
+    bench.enqueue("one");
+    let Reply::Error(error) = bench.ask(request("one")) else { panic!("refused") };
+    assert_eq!((error.code.as_deref(), error.retry_after_ms.is_some()), (Some("QUEUE_FULL"), true));
+    bench.run_all("1");
+    bench.enqueue("one");
+}
+
+#[test]
+fn what_is_not_an_enqueue_is_refused_and_writes_nothing() {
+    let mut bench = Bench::new(vec![flow("one", vec![step("s", &[])])]);
+    let frames = bench.log.len();
+    let list = EnqueueRequest { input: Json::parse("[1]").expect("JSON"), ..request("one") };
+    let headers = EnqueueRequest { headers: Json::parse("3").ok(), ..request("one") };
+    let priority = EnqueueRequest { priority: Some(10), ..request("one") };
+    let key = EnqueueRequest { idempotency_key: Some(String::new()), ..request("one") };
+    for bad in [list, headers, priority, key, request("on")] {
+        message_of(&bench.ask(bad));
+    }
+    assert_eq!(bench.log.len(), frames);
+}

@@ -1,0 +1,405 @@
+//! Reading the queue: what `stats`, `ls`, `show`, `result` and `dlq ls` answer. Nothing here changes anything (I12).
+
+use alloc::{
+    boxed::Box,
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+
+use crate::{
+    api::{
+        ApiError, AttemptRow, DlqEntry, DlqFilter, ErrorKind, ListRequest, RunDetail, RunEnd, RunRow, RunState, Stats,
+        TaskRow, TaskState,
+    },
+    code,
+    flow::{advance::Blobs, spec::FlowDef},
+    id::{FlowNo, RunId, TaskRef},
+    json::{Json, Payload},
+    queue::{
+        decide::{entry_of, error_of},
+        run::{AttemptRecord, FinishedRun, Phase, Run, StepRun, Task, TaskEnd},
+        state::State,
+    },
+    time::Millis,
+};
+
+/// What an id or a unique prefix names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    Run(RunId),
+    None,
+    Several(usize),
+}
+
+/// Finds a run by its id, a unique prefix of it, or the id of one of its tasks.
+#[must_use]
+pub fn find_run(state: &State, id: &str) -> Found {
+    let text = id.split('.').next().unwrap_or(id);
+    if let Ok(run) = text.parse::<RunId>() {
+        let known = state.runs.contains_key(&run) || state.finished.contains_key(&run);
+        return if known { Found::Run(run) } else { Found::None };
+    }
+    if text.is_empty() || text.len() > 26 {
+        return Found::None;
+    }
+    // A prefix is a range of ids.
+    let fill = |with: char| {
+        let mut whole = String::from(text);
+        whole.extend(core::iter::repeat_n(with, 26 - text.len()));
+        whole.parse::<RunId>()
+    };
+    let (Ok(low), Ok(high)) = (fill('0'), fill('Z')) else { return Found::None };
+    let mut found =
+        state.runs.range(low..=high).map(|(id, _)| *id).chain(state.finished.range(low..=high).map(|(id, _)| *id));
+    match (found.next(), found.count()) {
+        (Some(run), 0) => Found::Run(run),
+        (Some(_), more) => Found::Several(more + 1),
+        (None, _) => Found::None,
+    }
+}
+
+/// The error for an id that names nothing.
+#[must_use]
+pub fn no_run(id: &str) -> ApiError {
+    ApiError {
+        kind: ErrorKind::Failed,
+        code: None,
+        message: format!("no run or task '{id}'"),
+        hint: Some("results are kept for result_ttl; see: tm queue ls --state all".into()),
+        retry_after_ms: None,
+    }
+}
+
+/// The error for a prefix that names several runs.
+#[must_use]
+pub fn several_runs(id: &str, count: usize) -> ApiError {
+    ApiError {
+        kind: ErrorKind::Usage,
+        code: None,
+        message: format!("'{id}' names {count} runs"),
+        hint: Some("give more of the id".into()),
+        retry_after_ms: None,
+    }
+}
+
+/// Finds a run or says why not.
+///
+/// # Errors
+/// When nothing or more than one matches.
+pub fn run_by_id(state: &State, id: &str) -> Result<RunId, Box<ApiError>> {
+    match find_run(state, id) {
+        Found::Run(run) => Ok(run),
+        Found::None => Err(Box::new(no_run(id))),
+        Found::Several(count) => Err(Box::new(several_runs(id, count))),
+    }
+}
+
+/// Counts; `backend` and `workers_live` are the shell's to fill.
+#[must_use]
+pub fn stats(state: &State, now: Millis) -> Stats {
+    // Delayed tasks that are due count as ready, whether or not they were promoted yet.
+    let due = state.indexes.delayed.iter().take_while(|(at, _)| *at <= now).count() as u64;
+    let ready = state.indexes.lanes.len() + due;
+    let delayed = state.indexes.delayed.len() as u64 - due;
+    let oldest = state
+        .indexes
+        .lanes
+        .oldest()
+        .into_iter()
+        .chain(state.indexes.delayed.first().map(|(at, _)| *at).filter(|at| *at <= now));
+    #[expect(clippy::cast_precision_loss, reason = "an age in milliseconds is far below 2^52")]
+    let lag_seconds = oldest.min().map_or(0.0, |since| now.since(since) as f64 / 1000.0);
+    Stats {
+        backend: String::from("file"),
+        depth: ready + delayed + state.indexes.leased,
+        pending: ready + delayed,
+        ready,
+        delayed,
+        inflight: state.indexes.leased,
+        lag_seconds,
+        totals: state.totals.clone(),
+        dlq_pending: state.letters.len() as u64,
+        workers_live: 0,
+    }
+}
+
+/// Runs by the filter, newest first.
+///
+/// # Errors
+/// When the state is not one of a run.
+pub fn list(state: &State, request: &ListRequest) -> Result<Vec<RunRow>, Box<ApiError>> {
+    let wanted: &[RunState] = match request.state.as_deref() {
+        None | Some("unfinished") => &[RunState::Active, RunState::Stalled],
+        Some("all") => {
+            &[RunState::Active, RunState::Stalled, RunState::Succeeded, RunState::Failed, RunState::Cancelled]
+        }
+        Some("active") => &[RunState::Active],
+        Some("stalled") => &[RunState::Stalled],
+        Some("succeeded") => &[RunState::Succeeded],
+        Some("failed") => &[RunState::Failed],
+        Some("cancelled") => &[RunState::Cancelled],
+        Some(other) => {
+            return Err(Box::new(ApiError {
+                kind: ErrorKind::Usage,
+                code: None,
+                message: format!("'{other}' is not a state of a run"),
+                hint: Some("one of: unfinished, all, active, stalled, succeeded, failed, cancelled".into()),
+                retry_after_ms: None,
+            }));
+        }
+    };
+    let most = if request.limit == 0 { usize::MAX } else { usize::try_from(request.limit).unwrap_or(usize::MAX) };
+    let of_flow = |no: &FlowNo| {
+        let flow = state.flows.get(no);
+        request.flow.as_ref().is_none_or(|id| flow.is_some_and(|flow| flow.def.id == *id))
+    };
+    let unfinished = state.runs.values().rev().filter(|run| wanted.contains(&run.state) && of_flow(&run.flow));
+    let ended = state.finished.values().rev().filter(|run| wanted.contains(&run.state) && of_flow(&run.flow));
+    let mut rows: Vec<RunRow> = unfinished.take(most).map(|run| unfinished_row(state, run)).collect();
+    rows.extend(ended.take(most).map(|run| finished_row(state, run)));
+    rows.sort_by_key(|row| core::cmp::Reverse(row.run_id));
+    rows.truncate(most);
+    Ok(rows)
+}
+
+fn unfinished_row(state: &State, run: &Run) -> RunRow {
+    let (mut done, mut total) = (0, 0);
+    for step in &run.steps {
+        let (d, t) = match step {
+            StepRun::Waiting | StepRun::Single(_) | StepRun::Faulted(_) => (0, 1),
+            StepRun::Fan(fan) => (u64::from(fan.succeeded), fan.tasks.len() as u64),
+            StepRun::Skipped => (1, 1),
+            StepRun::Done(step) => (step.tasks.len() as u64, step.tasks.len() as u64),
+        };
+        done += d;
+        total += t;
+    }
+    let (flow_id, tenant) = names(state, run.flow);
+    RunRow {
+        run_id: run.id,
+        flow_id,
+        tenant,
+        state: run.state,
+        enqueued_at: run.enqueued_at,
+        priority: run.priority,
+        tasks_done: done,
+        tasks_total: total,
+    }
+}
+
+fn finished_row(state: &State, run: &FinishedRun) -> RunRow {
+    let (flow_id, tenant) = names(state, run.flow);
+    let tasks_done = run.tasks.iter().filter(|(_, end)| end.last.outcome == "succeeded").count() as u64;
+    RunRow {
+        run_id: run.id,
+        flow_id,
+        tenant,
+        state: run.state,
+        enqueued_at: run.enqueued_at,
+        priority: run.priority,
+        tasks_done,
+        tasks_total: run.tasks.len() as u64,
+    }
+}
+
+fn names(state: &State, flow: FlowNo) -> (String, String) {
+    state.flows.get(&flow).map_or_else(Default::default, |flow| (flow.def.id.clone(), (*flow.tenant).into()))
+}
+
+/// One run with its tasks. `blocked` says what keeps a ready task of a step from running (`compiling`, `profile`).
+#[must_use]
+pub fn detail(
+    state: &State,
+    id: RunId,
+    blobs: &dyn Blobs,
+    blocked: &dyn Fn(FlowNo, u16) -> Option<String>,
+) -> Option<RunDetail> {
+    if let Some(run) = state.runs.get(&id) {
+        let flow = state.flow_of(run)?;
+        let mut tasks = Vec::new();
+        for (place, step) in (0u16..).zip(run.steps.iter()) {
+            step_rows(state, run, &flow.def, place, step, blocked, &mut tasks);
+        }
+        let extra = run.extra.clone().unwrap_or_default();
+        return Some(RunDetail {
+            run_id: id,
+            flow_id: flow.def.id.clone(),
+            flow_digest: flow.def.digest.to_string(),
+            tenant: (*flow.tenant).into(),
+            state: run.state,
+            enqueued_at: run.enqueued_at,
+            ended_at: None,
+            priority: run.priority,
+            idempotency_key: extra.key,
+            env: extra.env,
+            headers: extra.headers,
+            input: read(&run.input, blobs),
+            tasks,
+        });
+    }
+    let run = state.finished.get(&id)?;
+    let flow = state.flows.get(&run.flow)?;
+    let tasks = run.tasks.iter().map(|(place, end)| ended_row(id, &flow.def, *place, end)).collect();
+    Some(RunDetail {
+        run_id: id,
+        flow_id: flow.def.id.clone(),
+        flow_digest: flow.def.digest.to_string(),
+        tenant: (*flow.tenant).into(),
+        state: run.state,
+        enqueued_at: run.enqueued_at,
+        ended_at: Some(run.ended_at),
+        priority: run.priority,
+        idempotency_key: run.key.clone(),
+        env: Vec::new(),
+        headers: None,
+        input: None,
+        tasks,
+    })
+}
+
+fn step_id(def: &FlowDef, place: u16) -> &str {
+    def.steps.get(usize::from(place)).map_or("", |step| step.id.as_str())
+}
+
+fn step_rows(
+    state: &State,
+    run: &Run,
+    def: &FlowDef,
+    place: u16,
+    step: &StepRun,
+    blocked: &dyn Fn(FlowNo, u16) -> Option<String>,
+    rows: &mut Vec<TaskRow>,
+) {
+    let id = step_id(def, place);
+    let whole = TaskRef { run: run.id, step: place, item: None };
+    let bare = |state, waiting_for| TaskRow {
+        task_id: whole.name(id),
+        step: id.into(),
+        state,
+        waiting_for,
+        percent: None,
+        attempts: Vec::new(),
+    };
+    let row = |task: TaskRef, found: &Task| {
+        let (as_state, waiting_for) = match &found.phase {
+            Phase::Held => (TaskState::Waiting, Some(String::from("max_parallel"))),
+            Phase::Ready { .. } if found.suspect => {
+                (TaskState::Ready, Some(String::from("an idle worker: runs alone")))
+            }
+            Phase::Ready { .. } => (TaskState::Ready, blocked(run.flow, place)),
+            Phase::Delayed { ready_at } => (TaskState::Delayed, Some(format!("{ready_at}"))),
+            Phase::Leased { .. } => (TaskState::Leased, None),
+            Phase::Succeeded { .. } => (TaskState::Succeeded, None),
+            Phase::Dead(letter) => (TaskState::Dead, Some(format!("{}: {}", letter.code, letter.entry))),
+        };
+        TaskRow {
+            task_id: task.name(id),
+            step: id.into(),
+            state: as_state,
+            waiting_for,
+            percent: state.progress.get(&task).copied(),
+            attempts: found.attempts.iter().map(attempt_row).collect(),
+        }
+    };
+    match step {
+        StepRun::Waiting => {
+            let needs = def.steps.get(usize::from(place)).map_or(&[][..], |step| &step.needs);
+            let open = needs.iter().filter(|need| {
+                !matches!(run.steps.get(usize::from(**need)), Some(StepRun::Done(_) | StepRun::Skipped))
+            });
+            let names = open.map(|need| step_id(def, *need)).collect::<Vec<_>>().join(", ");
+            rows.push(bare(TaskState::Waiting, Some(names)));
+        }
+        StepRun::Single(task) => rows.push(row(whole, task)),
+        StepRun::Fan(fan) => rows
+            .extend(fan.tasks.iter().zip(0u32..).map(|(task, item)| row(TaskRef { item: Some(item), ..whole }, task))),
+        StepRun::Skipped => rows.push(bare(TaskState::Skipped, None)),
+        StepRun::Faulted(letter) => {
+            rows.push(bare(TaskState::Dead, Some(format!("{}: {}", letter.code, letter.message))));
+        }
+        StepRun::Done(done) => rows.extend(done.tasks.iter().map(|end| ended_row(run.id, def, place, end))),
+    }
+}
+
+fn ended_row(run: RunId, def: &FlowDef, place: u16, end: &TaskEnd) -> TaskRow {
+    let id = step_id(def, place);
+    let state = match end.last.outcome.as_str() {
+        "succeeded" => TaskState::Succeeded,
+        "dead" => TaskState::Dead,
+        _ => TaskState::Cancelled,
+    };
+    TaskRow {
+        task_id: TaskRef { run, step: place, item: end.item }.name(id),
+        step: id.into(),
+        state,
+        waiting_for: None,
+        percent: None,
+        attempts: alloc::vec![attempt_row(&end.last)],
+    }
+}
+
+fn attempt_row(record: &AttemptRecord) -> AttemptRow {
+    AttemptRow {
+        attempt: record.attempt,
+        started_at: record.started_at,
+        ended_at: record.ended_at,
+        worker: record.worker.0,
+        outcome: if record.outcome.is_empty() { String::from("running") } else { record.outcome.clone() },
+        code: record.code.clone(),
+        fuel: record.usage.fuel,
+        peak_memory_bytes: record.usage.peak_memory_bytes,
+    }
+}
+
+/// How a run ended, when it did: what `--wait`, `run` and `result` answer. A stalled run counts as ended.
+#[must_use]
+pub fn run_end(state: &State, id: RunId, blobs: &dyn Blobs) -> Option<RunEnd> {
+    if let Some(run) = state.runs.get(&id) {
+        if run.state != RunState::Stalled {
+            return None;
+        }
+        let error = run.letters().next().map(|(_, letter)| error_of(letter));
+        return Some(RunEnd { run_id: id, status: run.state, output: None, exec_ms: 0, error });
+    }
+    let run = state.finished.get(&id)?;
+    let error = match run.state {
+        RunState::Cancelled => Some(crate::api::TaskError {
+            code: code::CANCELLED.into(),
+            message: "the run was cancelled".into(),
+            retryable: false,
+            reason: "cancelled".into(),
+            last_code: None,
+        }),
+        _ => run.letter.as_deref().map(error_of),
+    };
+    let output = run.output.as_ref().and_then(|output| read(output, blobs));
+    Some(RunEnd { run_id: id, status: run.state, output, exec_ms: run.exec_ms, error })
+}
+
+/// Pending dead letters, newest first.
+#[must_use]
+pub fn dead_letters(state: &State, filter: &DlqFilter) -> Vec<DlqEntry> {
+    let most = if filter.limit == 0 { usize::MAX } else { usize::try_from(filter.limit).unwrap_or(usize::MAX) };
+    // Entry ids begin with the time: their order is the order of death.
+    state
+        .letters
+        .values()
+        .rev()
+        .filter_map(|task| entry_of(state, *task, "pending", None))
+        .filter(|entry| filter.since.is_none_or(|since| entry.timestamp >= since))
+        .filter(|entry| filter.flow.as_ref().is_none_or(|flow| entry.flow_id == *flow))
+        .filter(|entry| {
+            let (code, last) = (&entry.error.code, &entry.error.last_code);
+            filter.code.as_ref().is_none_or(|wanted| code == wanted || last.as_ref() == Some(wanted))
+        })
+        .take(most)
+        .collect()
+}
+
+fn read(payload: &Payload, blobs: &dyn Blobs) -> Option<Json> {
+    match payload {
+        Payload::Inline(json) => Some(json.clone()),
+        Payload::Blob { digest, .. } => blobs.read(digest),
+    }
+}

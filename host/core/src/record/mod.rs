@@ -1,0 +1,3 @@
+//! Records as they stand on disk.
+
+pub mod codec;

@@ -1,0 +1,157 @@
+//! The client's side of `tm.sock`, blocking: for the command line.
+
+use std::{
+    io::{self, BufRead, BufReader, IoSlice, Write},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use tm_core::{
+    api::{Reply, Request},
+    limits::{API_LINE_MAX_BYTES, PACKET_MAX_FDS},
+};
+
+use super::listen::{self, SOCKET_NAME};
+
+/// Requests ahead of their answers; below what the supervisor takes of one connection, so that it always reads.
+const PIPELINED_MAX: usize = 512;
+
+/// Why a request got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// There is no socket: nobody owns the queue, or its owner is only starting. Decided by the queue's lock.
+    #[error("no supervisor runs for {}", queue_dir.display())]
+    NotRunning { queue_dir: PathBuf },
+    /// The socket of a supervisor that is gone; the next one replaces it.
+    #[error("the supervisor of {} is gone and left its socket", queue_dir.display())]
+    StaleSocket { queue_dir: PathBuf },
+    #[error("cannot reach the supervisor at {}: {source}", path.display())]
+    Connect { path: PathBuf, source: io::Error },
+    #[error("the supervisor closed the connection before it answered")]
+    Closed,
+    #[error("the connection to the supervisor failed: {0}")]
+    Io(#[from] io::Error),
+    #[error("the request has {size_bytes} bytes, at most {API_LINE_MAX_BYTES} are allowed")]
+    TooLarge { size_bytes: usize },
+    #[error("the supervisor's answer is not understood: {0}")]
+    Answer(serde_json::Error),
+    #[error("the request cannot be written as JSON: {0}")]
+    Request(serde_json::Error),
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects to the supervisor of a queue.
+    ///
+    /// # Errors
+    /// [`ClientError::NotRunning`], [`ClientError::StaleSocket`], or what the system said.
+    pub fn connect(queue_dir: &Path) -> Result<Self, ClientError> {
+        match listen::connect(queue_dir) {
+            Ok(stream) => Ok(Self { stream: BufReader::with_capacity(64 * 1024, stream) }),
+            Err(error) => Err(match error.kind() {
+                io::ErrorKind::NotFound => ClientError::NotRunning { queue_dir: queue_dir.to_owned() },
+                io::ErrorKind::ConnectionRefused => ClientError::StaleSocket { queue_dir: queue_dir.to_owned() },
+                _ => ClientError::Connect { path: queue_dir.join(SOCKET_NAME), source: error },
+            }),
+        }
+    }
+
+    /// One request and its answer.
+    ///
+    /// # Errors
+    /// When the connection fails; a refusal is an answer ([`Reply::Error`]).
+    pub fn call(&mut self, request: &Request) -> Result<Reply, ClientError> {
+        self.call_with(request, &[])
+    }
+
+    /// One request with descriptors ([`Request::Register`]) and its answer.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn call_with(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, ClientError> {
+        self.send(&line_of(request)?, fds)?;
+        self.receive()
+    }
+
+    /// Many requests, sent ahead of their answers; `answered` gets each answer with its request's number, in order.
+    ///
+    /// # Errors
+    /// As [`Client::call`], at the first request that fails; those before it were answered.
+    pub fn pipeline(
+        &mut self,
+        requests: impl IntoIterator<Item = Request>,
+        mut answered: impl FnMut(usize, Reply),
+    ) -> Result<(), ClientError> {
+        let mut requests = requests.into_iter();
+        let (mut sent, mut received) = (0, 0);
+        let mut batch = Vec::new();
+        loop {
+            while sent - received < PIPELINED_MAX && batch.len() < 64 * 1024 {
+                let Some(request) = requests.next() else { break };
+                batch.extend_from_slice(&line_of(&request)?);
+                sent += 1;
+            }
+            if !batch.is_empty() {
+                self.stream.get_mut().write_all(&batch)?;
+                batch.clear();
+            }
+            if received == sent {
+                return Ok(());
+            }
+            answered(received, self.receive()?);
+            received += 1;
+            // What has arrived with it is taken before more is sent.
+            while received < sent && self.stream.buffer().contains(&b'\n') {
+                answered(received, self.receive()?);
+                received += 1;
+            }
+        }
+    }
+
+    fn send(&mut self, line: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+        let stream = self.stream.get_mut();
+        let mut rest = line;
+        for group in fds.chunks(PACKET_MAX_FDS) {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PACKET_MAX_FDS))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            control.push(SendAncillaryMessage::ScmRights(group));
+            // Descriptors travel with at least one byte; a request is longer than it has groups.
+            let count = sendmsg(stream.as_fd(), &[IoSlice::new(&rest[..1])], &mut control, SendFlags::NOSIGNAL)
+                .map_err(io::Error::from)?;
+            rest = &rest[count..];
+        }
+        Ok(stream.write_all(rest)?)
+    }
+
+    fn receive(&mut self) -> Result<Reply, ClientError> {
+        let mut line = Vec::new();
+        self.stream.read_until(b'\n', &mut line)?;
+        if line.last() != Some(&b'\n') {
+            return Err(ClientError::Closed);
+        }
+        serde_json::from_slice(&line).map_err(ClientError::Answer)
+    }
+}
+
+fn line_of(request: &Request) -> Result<Vec<u8>, ClientError> {
+    let mut line = serde_json::to_vec(request).map_err(ClientError::Request)?;
+    if line.len() > API_LINE_MAX_BYTES {
+        return Err(ClientError::TooLarge { size_bytes: line.len() });
+    }
+    line.push(b'\n');
+    Ok(line)
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,248 @@
+//! One client's connection: lines in, answers out in the order of the requests, all of it bounded.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use tm_core::{
+    api::{ApiError, ErrorKind, Reply, Request},
+    limits::{API_LINE_MAX_BYTES, STEPS_PER_FLOW_MAX},
+    queue::effect::Ticket,
+};
+use tokio::{
+    io::Interest,
+    net::UnixStream,
+    sync::{Notify, mpsc::UnboundedReceiver},
+};
+
+use super::edge::ticket;
+
+/// Calls of one connection that are not answered yet; beyond it nothing more is read from it.
+pub const IN_FLIGHT_MAX: u32 = 1024;
+/// A client that takes nothing for this long is dropped.
+pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
+/// Answers that are made into text ahead of a client that is slow to read.
+const OUT_AHEAD_BYTES: usize = 1024 * 1024;
+const READ_BYTES: usize = 64 * 1024;
+/// The kernel's SCM_MAX_FD.
+const FDS_PER_MESSAGE_MAX: usize = 253;
+/// Descriptors that came ahead of their line.
+const FDS_WAITING_MAX: usize = 2 * STEPS_PER_FLOW_MAX;
+
+/// One request of one client.
+#[derive(Debug)]
+pub struct ApiCall {
+    /// For [`super::Edge::reply`].
+    pub ticket: Ticket,
+    pub connection: u32,
+    pub request: Request,
+    /// Of a [`Request::Register`]: one per component.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// What reader and writer of a connection share.
+struct State {
+    /// Answers by call that wait for those before them.
+    ready: BTreeMap<u32, Reply>,
+    /// Calls read so far.
+    issued: u32,
+    /// Calls answered and taken for writing.
+    answered: u32,
+    /// Nothing more will be read.
+    ended: bool,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// The writer has something to look at.
+    work: Notify,
+    /// The reader may have room again.
+    room: Notify,
+}
+
+impl Shared {
+    fn with<T>(&self, run: impl FnOnce(&mut State) -> T) -> T {
+        run(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn answer(&self, call: u32, reply: Reply) {
+        self.with(|state| state.ready.insert(call, reply));
+        self.work.notify_one();
+    }
+}
+
+/// Serves a connection until it ends, fails, or does not read its answers.
+pub(super) async fn serve(
+    stream: UnixStream,
+    connection: u32,
+    answers: UnboundedReceiver<(u32, Reply)>,
+    forward: impl Fn(ApiCall),
+) {
+    let state = State { ready: BTreeMap::new(), issued: 0, answered: 0, ended: false };
+    let shared = Shared { state: Mutex::new(state), work: Notify::new(), room: Notify::new() };
+    let permitted =
+        rustix::net::sockopt::socket_peercred(stream.as_fd()).is_ok_and(|peer| peer.uid == rustix::process::geteuid());
+    let reading = async {
+        if permitted {
+            read(&stream, connection, &shared, &forward).await;
+        } else {
+            refuse(&shared, "this queue belongs to another user".to_owned());
+        }
+        shared.with(|state| state.ended = true);
+        shared.work.notify_one();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = reading => {}
+        written = write(&stream, &shared, answers) => {
+            if let Err(error) = written {
+                tracing::debug!(connection, %error, "a client was dropped");
+            }
+        }
+    }
+}
+
+fn refuse(shared: &Shared, message: String) {
+    let call = shared.with(|state| {
+        state.issued += 1;
+        state.issued
+    });
+    let error = ApiError { kind: ErrorKind::Usage, code: None, message, hint: None, retry_after_ms: None };
+    shared.answer(call, Reply::Error(error));
+}
+
+async fn read(stream: &UnixStream, connection: u32, shared: &Shared, forward: &impl Fn(ApiCall)) {
+    let mut buffer: Vec<u8> = Vec::new();
+    let mut fds: Vec<OwnedFd> = Vec::new();
+    let mut searched = 0;
+    loop {
+        while let Some(end) = buffer[searched..].iter().position(|&byte| byte == b'\n') {
+            let end = searched + end;
+            // One connection cannot fill the loop's inbox.
+            while shared.with(|state| state.issued - state.answered >= IN_FLIGHT_MAX) {
+                shared.room.notified().await;
+            }
+            match parse(&buffer[..end], &mut fds) {
+                Ok((request, fds)) => {
+                    let Some(call) = shared.with(|state| {
+                        state.issued = state.issued.checked_add(1)?;
+                        Some(state.issued)
+                    }) else {
+                        return;
+                    };
+                    forward(ApiCall { ticket: ticket(connection, call), connection, request, fds });
+                }
+                Err(message) => refuse(shared, message),
+            }
+            buffer.drain(..=end);
+            searched = 0;
+        }
+        searched = buffer.len();
+        if buffer.len() > API_LINE_MAX_BYTES {
+            return refuse(shared, format!("a request has at most {API_LINE_MAX_BYTES} bytes"));
+        }
+        if fds.len() > FDS_WAITING_MAX {
+            return refuse(shared, format!("more than {FDS_WAITING_MAX} descriptors came without a request for them"));
+        }
+        match receive(stream, &mut buffer, &mut fds).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+}
+
+fn parse(line: &[u8], waiting: &mut Vec<OwnedFd>) -> Result<(Request, Vec<OwnedFd>), String> {
+    let request: Request = serde_json::from_slice(line).map_err(|error| format!("not a request: {error}"))?;
+    let wanted = match &request {
+        Request::Register(register) => register.components.len(),
+        _ => 0,
+    };
+    if waiting.len() < wanted {
+        return Err(format!("{wanted} components came with {} descriptors", waiting.len()));
+    }
+    let fds = waiting.drain(..wanted).collect();
+    Ok((request, fds))
+}
+
+async fn receive(stream: &UnixStream, buffer: &mut Vec<u8>, fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
+    let mut chunk = [0u8; READ_BYTES];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_PER_MESSAGE_MAX))];
+    loop {
+        stream.readable().await?;
+        let received = stream.try_io(Interest::READABLE, || {
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut parts = [IoSliceMut::new(&mut chunk)];
+            let message = recvmsg(stream.as_fd(), &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+            for ancillary in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(rights) = ancillary {
+                    fds.extend(rights);
+                }
+            }
+            Ok(message.bytes)
+        });
+        match received {
+            Ok(count) => {
+                buffer.extend_from_slice(&chunk[..count]);
+                return Ok(count);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Ends when the client has read all that it will get.
+async fn write(stream: &UnixStream, shared: &Shared, mut answers: UnboundedReceiver<(u32, Reply)>) -> io::Result<()> {
+    let mut out = Vec::new();
+    let mut stopping = false;
+    loop {
+        while let Ok((call, reply)) = answers.try_recv() {
+            shared.answer(call, reply);
+        }
+        let finished = shared.with(|state| {
+            while out.len() < OUT_AHEAD_BYTES
+                && let Some(reply) = state.ready.remove(&(state.answered + 1))
+            {
+                state.answered += 1;
+                serde_json::to_writer(&mut out, &reply)?;
+                out.push(b'\n');
+            }
+            Ok::<bool, serde_json::Error>(stopping || (state.ended && state.answered == state.issued))
+        })?;
+        shared.room.notify_one();
+        if !out.is_empty() {
+            write_all(stream, &out).await?;
+            out.clear();
+            continue;
+        }
+        if finished {
+            return Ok(());
+        }
+        tokio::select! {
+            answer = answers.recv() => match answer {
+                Some((call, reply)) => shared.answer(call, reply),
+                // The edge stops: what stands in order is written, the rest never comes.
+                None => stopping = true,
+            },
+            () = shared.work.notified() => {}
+        }
+    }
+}
+
+async fn write_all(stream: &UnixStream, mut rest: &[u8]) -> io::Result<()> {
+    while !rest.is_empty() {
+        tokio::time::timeout(WRITE_STALL_MAX, stream.writable()).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        match stream.try_write(rest) {
+            Ok(count) => rest = &rest[count..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! From a flow's text to a registered flow: read, checked, its folders and components resolved, its requests held against
+//! the operator's ceiling. Every fault that can be found is found in one pass, each with its line and column.
+
+pub mod capabilities;
+pub mod component;
+pub mod known;
+pub mod resolve;
+pub mod text;
+
+pub use component::artifact_of;
+pub use known::{Inspect, InspectError, KnownFiles};
+pub use resolve::{Resolved, Source, resolve};
+pub use text::{DeployError, FlowFault, FlowText};

@@ -1,0 +1,285 @@
+//! Flows from text to definition, and what stops them.
+
+use super::*;
+use crate::{deploy::known::InspectError, evaluate::MiniJinja};
+use std::{io::Read, os::fd::BorrowedFd};
+use tm_core::wire::Inspection;
+
+/// Takes a component's bytes for the list of its imports, one a line; `!` starts a refusal.
+struct Lines;
+
+impl Inspect for Lines {
+    fn inspect(&self, component: BorrowedFd<'_>) -> Result<Inspection, InspectError> {
+        let mut text = String::new();
+        let mut file = File::from(component.try_clone_to_owned()?);
+        std::io::Seek::rewind(&mut file)?;
+        file.read_to_string(&mut text)?;
+        if let Some(message) = text.strip_prefix('!') {
+            return Err(InspectError::Refused { code: COMPILE_FAILED, message: message.to_owned() });
+        }
+        Ok(Inspection {
+            digest: Digest([0; 32]),
+            imports: text.lines().map(str::to_owned).collect(),
+            exports: vec!["tracemind:flow/step@0.1.0".to_owned()],
+            required: Required { memory_min_bytes: 2 * MIB, ..Required::default() },
+        })
+    }
+}
+
+struct Case {
+    root: tempfile::TempDir,
+}
+
+impl Case {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("flows/docs")).unwrap();
+        std::fs::create_dir_all(root.path().join("outside")).unwrap();
+        Self { root }
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.root.path().canonicalize().unwrap().join("flows")
+    }
+
+    fn resolve(&self, text: &str, components: &[&str]) -> Result<Resolved, DeployError> {
+        self.resolve_with(text, components, &Settings::default())
+    }
+
+    fn resolve_with(&self, text: &str, components: &[&str], settings: &Settings) -> Result<Resolved, DeployError> {
+        let files: Vec<File> = components
+            .iter()
+            .enumerate()
+            .map(|(at, content)| {
+                let path = self.root.path().join(format!("{at}.wasm"));
+                std::fs::write(&path, content).unwrap();
+                File::open(path).unwrap()
+            })
+            .collect();
+        let path = self.folder().join("f.yaml");
+        let source = Source { tenant: "default", text, path: &path, components: &files };
+        let known = &mut KnownFiles::default();
+        resolve(&source, settings, &settings.ceilings, &MiniJinja::new(), known, &Lines)
+    }
+
+    /// Each fault as `line:column code message`, the case's folder cut out.
+    fn faults(&self, text: &str, components: &[&str]) -> Vec<String> {
+        let error = self.resolve(text, components).unwrap_err();
+        let root = self.root.path().canonicalize().unwrap();
+        let shown = |fault: &FlowFault| {
+            let code = fault.code.map(|code| format!("{code} ")).unwrap_or_default();
+            format!("{}:{} {code}{}", fault.line, fault.column, fault.message).replace(root.to_str().unwrap(), "")
+        };
+        error.faults.iter().map(shown).collect()
+    }
+}
+
+const DAG: &str = "\
+flow:
+  id: site
+  run_timeout_ms: 1000
+  steps:
+    - id: b
+      component: b.wasm
+      needs: [a]
+      for_each: ' steps.a.output '
+      input: { path: '{{ item }}', n: 1.50 }
+      retries: { base_ms: 7 }
+      grants:
+        clocks: true
+        env: [ { name: RATE, from: caller } ]
+    - id: a
+      component: a.wasm
+      limits: { memory_mb: 16 }
+      grants:
+        files: [ { host: docs, guest: /docs/ } ]
+";
+
+#[test]
+fn a_flow_is_resolved_in_topological_order_with_everything_pinned() {
+    let case = Case::new();
+    let components = ["wasi:clocks/wall-clock@0.2.0\nwasi:cli/environment@0.2.0", "wasi:filesystem/types@0.2.0"];
+    let resolved = case.resolve(DAG, &components).unwrap();
+    let def = &resolved.def;
+    let ids: Vec<&str> = def.steps.iter().map(|step| step.id.as_str()).collect();
+    assert_eq!(ids, ["a", "b"]);
+    let (a, b) = (&def.steps[0], &def.steps[1]);
+    assert_eq!((b.needs.as_slice(), b.for_each.as_deref()), ([0u16].as_slice(), Some("steps.a.output")));
+    assert_eq!(b.input.as_ref().unwrap().get(), r#"{"n":1.5,"path":"{{ item }}"}"#);
+    assert_eq!((b.retries.base_ms, b.retries.max_attempts, b.max_parallel), (7, 5, 10_000));
+    assert_eq!((a.limits.memory_mb, a.limits.output_kb), (16, Limits::DEFAULT.output_kb));
+    assert_eq!(a.grants.files[0].host, case.folder().join("docs").to_str().unwrap());
+    assert_eq!(a.grants.files[0].guest, "/docs");
+    assert_eq!(a.component, Digest::of(components[1].as_bytes()));
+    assert_eq!((def.caller_env.as_slice(), resolved.components.len()), (["RATE".to_owned()].as_slice(), 2));
+    assert!(resolved.warnings.is_empty(), "{:?}", resolved.warnings);
+    let text = serde_json::to_string(&def).unwrap();
+    let back: FlowDef = serde_json::from_str(&text).unwrap();
+    assert_eq!(serde_json::to_string(&back).unwrap(), text, "a definition survives its record");
+}
+
+#[test]
+fn the_digest_changes_with_the_definition_and_with_a_components_bytes_only() {
+    let case = Case::new();
+    let components = ["wasi:clocks/wall-clock@0.2.0\nwasi:cli/environment@0.2.0", "wasi:filesystem/types@0.2.0"];
+    let digest = |text: &str, components: &[&str]| case.resolve(text, components).unwrap().def.digest;
+    let first = digest(DAG, &components);
+    assert_eq!(digest(&format!("# a comment\n{DAG}"), &components), first);
+    assert_ne!(digest(&DAG.replace("base_ms: 7", "base_ms: 8"), &components), first);
+    assert_ne!(digest(DAG, &[components[0], "wasi:filesystem/types@0.2.1"]), first);
+}
+
+#[test]
+fn json_is_a_flow_too() {
+    let case = Case::new();
+    let text = r#"{"flow": {"id": "j", "steps": [{"id": "a", "component": "a.wasm"}]}}"#;
+    assert_eq!(case.resolve(text, &[""]).unwrap().def.id, "j");
+    let text =
+        "{\"flow\": {\"id\": \"j\",\n \"steps\": [{\"id\": \"a\", \"component\": \"a.wasm\", \"needs\": [\"b\"]}]}}";
+    assert_eq!(case.faults(text, &[""]), ["2:57 needs unknown step 'b'"]);
+}
+
+#[test]
+fn faults_of_the_form_have_line_and_column() {
+    let case = Case::new();
+    let found = |text: &str| case.faults(text, &[""]);
+    let unknown = found("flow:\n  id: f\n  stepz: []\n");
+    assert!(unknown[0].starts_with("3:3 unknown field `stepz`"), "{unknown:?}");
+    let duplicate = found("flow:\n  id: f\n  id: g\n  steps: []\n");
+    assert!(duplicate[0].starts_with("3:3 duplicate"), "{duplicate:?}");
+    let kind = found("flow:\n  id: f\n  steps:\n    - id: a\n      component: x\n      needs: 5\n");
+    assert!(kind[0].starts_with("6:14 "), "{kind:?}");
+    let syntax = found("flow: [\n");
+    assert!(!syntax[0].starts_with("0:"), "{syntax:?}");
+    assert!(found("")[0].contains("missing field") || found("")[0].contains("end of"), "{:?}", found(""));
+}
+
+#[test]
+fn an_unknown_key_is_shown_in_its_line_with_the_near_name() {
+    let case = Case::new();
+    let text = "flow:\n  id: f\n  steps:\n    - id: a\n      component: x\n      neds: [b]\n";
+    let error = case.resolve(text, &[""]).unwrap_err();
+    let shown = error.to_string();
+    assert!(shown.contains("f.yaml:6:7: unknown field `neds`"), "{shown}");
+    assert!(shown.contains("\n 6 |       neds: [b]\n   |       ^\n hint: did you mean 'needs'?"), "{shown}");
+    assert_eq!(error.to_api().kind, tm_core::api::ErrorKind::Invalid);
+}
+
+#[test]
+fn faults_of_the_content_come_at_once_each_at_its_place() {
+    let case = Case::new();
+    let text = "\
+flow:
+  id: f
+  steps:
+    - id: a
+      component: x
+      needs:
+        - nope
+      when: '1 +'
+      limits:
+        fuel: 0
+    - id: a
+      component: x
+      input: { deep: [ '{{ steps.a }}', '{{ steps.b.x }}' ] }
+      max_parallel: 3
+";
+    assert_eq!(
+        case.faults(text, &["", ""]),
+        [
+            "11:11 step id 'a' is taken by steps[0]",
+            "7:11 needs unknown step 'nope'",
+            "8:13 expression `1 +`: it does not parse: unexpected end of input, expected expression",
+            "10:15 0 is not between 1 and 1000000000000000",
+            "14:21 max_parallel without for_each has no meaning",
+            "13:24 names its own step 'a'",
+            "13:41 names unknown step 'b'",
+        ]
+    );
+}
+
+#[test]
+fn faults_of_components_folders_and_ceiling_come_at_once_each_at_its_place() {
+    let case = Case::new();
+    let text = "\
+flow:
+  id: f
+  steps:
+    - id: a
+      component: a.wasm
+      limits: { memory_mb: 2048 }
+      grants:
+        files:
+          - { host: nowhere, guest: /a }
+          - { host: ../outside, guest: /b }
+        env: [HOME]
+    - id: b
+      component: b.wasm
+    - id: c
+      component: c.wasm
+      limits: { memory_mb: 1 }
+";
+    assert_eq!(
+        case.faults(
+            text,
+            &["wasi:sockets/tcp@0.2.0", "!not a component: a core module", "wasi:clocks/wall-clock@0.2.0"]
+        ),
+        [
+            "9:21 folder /flows/nowhere: No such file or directory (os error 2)",
+            "7:7 CAPABILITY_DENIED step 'a' asks files: /outside (read); tenant 'default' allows: folders below the flow file's \
+             (read)",
+            "7:7 CAPABILITY_DENIED step 'a' asks env: HOME; tenant 'default' allows: none",
+            "6:28 CAPABILITY_DENIED step 'a' asks limits.memory_mb: 2048; tenant 'default' allows: 1024",
+            "5:18 CAPABILITY_DENIED imports wasi:sockets/tcp@0.2.0, which this host does not offer",
+            "13:18 COMPILE_FAILED component 'b.wasm': not a component: a core module",
+            "14:7 CAPABILITY_DENIED step 'c' imports wasi:clocks/wall-clock@0.2.0 without a grant for it",
+            "16:28 CAPABILITY_DENIED component 'c.wasm' starts with 2 MiB of memory, memory_mb is 1",
+        ]
+    );
+}
+
+#[test]
+fn a_symlink_out_of_the_flows_folder_is_seen() {
+    let case = Case::new();
+    std::os::unix::fs::symlink(case.root.path().join("outside"), case.folder().join("inside")).unwrap();
+    let text = "flow:\n  id: f\n  steps:\n    - id: a\n      component: a\n      grants: { files: [ { host: inside, guest: /a } ] }\n";
+    let found = case.faults(text, &["wasi:filesystem/types@0.2.0"]);
+    assert_eq!(found.len(), 1);
+    assert!(found[0].contains("asks files: /outside (read)"), "{found:?}");
+}
+
+#[test]
+fn steps_and_components_must_be_as_many() {
+    let found = Case::new().faults("flow:\n  id: f\n  steps:\n    - id: a\n      component: a\n", &[]);
+    assert_eq!(found, ["0:0 1 steps came with 0 components"]);
+}
+
+#[test]
+fn an_alias_bomb_is_refused() {
+    let mut text = String::from(
+        "flow:\n  id: f\n  steps:\n    - id: a\n      component: x\n      input:\n        a0: &a0 [x, x]\n",
+    );
+    for level in 1..30 {
+        let before = level - 1;
+        text.push_str(&format!("        a{level}: &a{level} [*a{before}, *a{before}, *a{before}, *a{before}]\n"));
+    }
+    let found = Case::new().faults(&text, &[""]);
+    assert_eq!(found.len(), 1, "{found:?}");
+}
+
+#[test]
+fn the_shipped_flows_have_no_fault() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../flows");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            if let Err(error) = FlowText::read(&text, &path, &MiniJinja::new()) {
+                panic!("{error}");
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen >= 3);
+}

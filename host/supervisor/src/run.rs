@@ -1,0 +1,123 @@
+//! The supervisor's life: what is opened, the loop, and how it ends.
+//!
+//! Rooms: [`session`] is the queue with its surroundings, one happening at a time; [`house`] performs effects; [`open`]
+//! puts them together; [`supervise`] is the loop; [`local`] and [`once`] are the short lives of commands without one.
+
+mod answers;
+mod catalogue;
+mod house;
+mod inspect;
+mod jobs;
+mod local;
+mod natives;
+mod once;
+mod open;
+mod payloads;
+mod private;
+mod register;
+mod reports;
+mod session;
+mod start;
+mod supervise;
+mod sweep;
+
+pub use local::{Local, read_only};
+pub use once::{Once, run_once};
+pub use supervise::{Ended, Ready, supervise};
+
+use std::{os::fd::OwnedFd, path::PathBuf};
+
+use tm_core::{
+    api::ApiError,
+    id::WorkerId,
+    queue::effect::{Input, Report, Ticket},
+};
+
+use crate::{
+    config::{ConfigError, Settings},
+    daemon::{EdgeError, Incoming, ListenError, pid_file::PidFileError},
+    store::{
+        disk::{DiskError, Roots},
+        lock::LockError,
+        log::LogError,
+    },
+    workers::{PoolError, PoolEvent, compile::CompileError, profile::ProfileError},
+};
+
+/// What `tm` was told: the configuration with the flags put in.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub settings: Settings,
+    /// Where the settings came from: its ceilings are read again when it changes.
+    pub config: PathBuf,
+    pub roots: Roots,
+    /// The folder of flows to load; an absent one is an error only when it was `named`.
+    pub runtime: PathBuf,
+    pub runtime_named: bool,
+    pub pid_file: PathBuf,
+    pub worker_user: Option<String>,
+    pub allow_weaker: bool,
+}
+
+/// Why a supervisor or a command without one cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Edge(#[from] EdgeError),
+    #[error(transparent)]
+    PidFile(#[from] PidFileError),
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error("no worker can be started: {reason}")]
+    NoWorker { reason: String },
+    #[error("no queue at {path}", path = path.display())]
+    NoQueue { path: PathBuf },
+    #[error("no folder of flows at {path}", path = path.display())]
+    NoRuntime { path: PathBuf },
+    #[error("a folder cannot be used: {path}: {source}", path = path.display())]
+    Folder { path: PathBuf, source: std::io::Error },
+    #[error("a thread cannot be started: {0}")]
+    Thread(std::io::Error),
+    #[error("the system gives no random bytes: {0}")]
+    Random(std::io::Error),
+    #[error("{}", .0.message)]
+    Refused(Box<ApiError>),
+    #[error("a background thread ended before its time")]
+    Lonely,
+}
+
+/// Something that happened outside the loop.
+pub(crate) enum Happening {
+    Edge(Incoming),
+    Pool(PoolEvent),
+    Input(Input),
+    /// A dead letter's file could not be written.
+    Unfiled,
+    Registered {
+        ticket: Ticket,
+        outcome: Result<Box<Input>, Box<ApiError>>,
+    },
+    Compiled {
+        key: catalogue::ComponentKey,
+        outcome: Result<OwnedFd, natives::Failed>,
+    },
+    /// Artefacts stand in their place, or the report says why not.
+    Published {
+        from: WorkerId,
+        report: Box<Report>,
+    },
+}

@@ -1,0 +1,101 @@
+//! Requests that only read: answered from the state after the turn, so that they tell of nothing that is not synced.
+
+use tm_core::{
+    api::{ApiError, ErrorKind, Reply, Request, RunState, WorkerRow},
+    flow::advance::Blobs,
+    id::FlowNo,
+    queue::{
+        decide::{Runnable, entry_of},
+        state::State,
+        view,
+    },
+    time::Millis,
+};
+
+/// What an answer needs beside the state.
+pub(super) struct Asked<'a> {
+    pub(super) state: &'a State,
+    pub(super) blobs: &'a dyn Blobs,
+    pub(super) runnable: &'a dyn Fn(FlowNo, u16) -> Runnable,
+    pub(super) workers: &'a dyn Fn() -> Vec<WorkerRow>,
+    pub(super) backend: &'static str,
+    pub(super) now: Millis,
+}
+
+/// The answer, or `None` when the request is not one that only reads.
+pub(super) fn answer(asked: &Asked<'_>, request: &Request) -> Option<Reply> {
+    let state = asked.state;
+    Some(match request {
+        Request::Ping => Reply::Pong { pid: std::process::id(), version: env!("CARGO_PKG_VERSION").into() },
+        Request::FlowEnv { tenant, flow } => {
+            match state.latest_flow(tenant, flow).and_then(|no| state.flows.get(&no)) {
+                Some(flow) => Reply::FlowEnv(flow.def.caller_env.clone()),
+                None => Reply::FlowEnv(Vec::new()),
+            }
+        }
+        Request::Stats => {
+            let mut stats = view::stats(state, asked.now);
+            stats.backend = asked.backend.into();
+            stats.workers_live = (asked.workers)().len() as u64;
+            Reply::Stats(stats)
+        }
+        Request::List(list) => match view::list(state, list) {
+            Ok(rows) => Reply::Runs(rows),
+            Err(error) => Reply::Error(*error),
+        },
+        Request::Show { id } => match view::run_by_id(state, id) {
+            Err(error) => Reply::Error(*error),
+            Ok(run) => match view::detail(state, run, asked.blobs, &|flow, step| blocked(asked, flow, step)) {
+                Some(detail) => Reply::Run(Box::new(detail)),
+                None => Reply::Error(view::no_run(id)),
+            },
+        },
+        Request::Result { id } => match view::run_by_id(state, id) {
+            Err(error) => Reply::Error(*error),
+            Ok(run) => match view::run_end(state, run, asked.blobs) {
+                Some(end) => Reply::Ended(Box::new(end)),
+                None => Reply::Error(ApiError {
+                    kind: ErrorKind::Failed,
+                    code: None,
+                    message: format!("run {run} has not ended"),
+                    hint: Some(format!("see where it is: tm queue show {run}")),
+                    retry_after_ms: Some(1000),
+                }),
+            },
+        },
+        Request::DlqList(filter) => Reply::DlqEntries(view::dead_letters(state, filter)),
+        Request::DlqShow { entry } => {
+            match state.letters.get(entry).and_then(|task| entry_of(state, *task, "pending", None)) {
+                Some(found) => Reply::DlqEntries(vec![found]),
+                None => Reply::Error(ApiError {
+                    kind: ErrorKind::Failed,
+                    code: None,
+                    message: format!("no DLQ entries match '{entry}'"),
+                    hint: Some("see them all: tm dlq ls --limit 0".into()),
+                    retry_after_ms: None,
+                }),
+            }
+        }
+        Request::Workers => Reply::Workers((asked.workers)()),
+        Request::Register(_)
+        | Request::Enqueue(_)
+        | Request::Wait { .. }
+        | Request::Cancel { .. }
+        | Request::ForgetKey { .. }
+        | Request::DlqRequeue(_)
+        | Request::DlqPurge(_) => return None,
+    })
+}
+
+fn blocked(asked: &Asked<'_>, flow: FlowNo, step: u16) -> Option<String> {
+    match (asked.runnable)(flow, step) {
+        Runnable::Yes => Some("a free worker".into()),
+        Runnable::Compiling => Some("compiling".into()),
+        Runnable::Denied { code, .. } => Some(code.into()),
+    }
+}
+
+/// Whether a run's end is one that `--wait` answers.
+pub(super) fn has_ended(state: &State, run: tm_core::id::RunId) -> bool {
+    state.finished.contains_key(&run) || state.runs.get(&run).is_some_and(|run| run.state == RunState::Stalled)
+}

@@ -1,0 +1,278 @@
+//! The real [`Shell`]: workers, files beside the log, and those who wait for answers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{Arc, mpsc::Sender},
+};
+
+use tm_core::{
+    api::{ApiError, ErrorKind, Reply, WorkerRow},
+    id::{Digest, FlowNo, RunId, TaskRef, WorkerId},
+    json::Payload,
+    queue::{
+        decide::Runnable,
+        effect::{Effect, Input, Outcome, Report, Ticket},
+        lanes::{Slot, Want},
+        run::FinishedRun,
+        state::{Registered, State},
+        view,
+    },
+    time::Millis,
+    wire::{ArtifactEntry, Usage},
+};
+
+use super::{
+    Happening,
+    answers::has_ended,
+    catalogue::{Catalogue, ComponentKey, Native, profile_of},
+    jobs::Lane,
+    natives::{Failed, Natives},
+    payloads::StoredBlobs,
+    start::start_of,
+};
+use crate::{
+    daemon::edge::connection_of,
+    store::{
+        artifacts::{Artifacts, ManifestFile},
+        disk::Disk,
+        dlq::Dlq,
+    },
+    turn::Shell,
+    workers::{Pool, profile::WorkerUser, sealed},
+};
+
+/// How long a cancelled attempt may go on before it is stopped.
+const CANCEL_GRACE_MS: u64 = 2_000;
+
+pub(super) struct House<D: Disk> {
+    pub(super) catalogue: Catalogue,
+    /// None in a session without workers.
+    pub(super) pool: Option<Pool>,
+    pub(super) natives: Natives<D>,
+    pub(super) artifacts: Artifacts<D>,
+    /// The store's folder, and the user that reads results in it.
+    pub(super) store: PathBuf,
+    pub(super) user: Option<WorkerUser>,
+    pub(super) blobs: StoredBlobs<D>,
+    pub(super) letters: Dlq<D>,
+    /// Writes dead letters' files.
+    pub(super) files: Lane,
+    pub(super) happenings: Sender<Happening>,
+    /// Variables of this process that the configuration lets tenants have.
+    pub(super) host_env: BTreeMap<String, String>,
+    /// What the shell itself found out, for the next turn.
+    pub(super) inputs: VecDeque<Input>,
+    pub(super) replies: Vec<(Ticket, Reply)>,
+    pub(super) waiters: BTreeMap<RunId, Vec<Ticket>>,
+    /// When the pool wants to be asked again although nothing happened.
+    pub(super) again_at: Option<Millis>,
+}
+
+impl<D: Disk> Shell for House<D> {
+    fn slots(&mut self) -> Vec<Slot> {
+        self.pool.as_ref().map_or_else(Vec::new, Pool::slots)
+    }
+
+    fn flow(&mut self, no: FlowNo, flow: &Registered) {
+        for key in self.catalogue.learn(no, flow) {
+            self.find_native(&key);
+        }
+    }
+
+    fn runnable(&self, flow: FlowNo, step: u16) -> Runnable {
+        self.catalogue.runnable(flow, step)
+    }
+
+    fn wanted(&mut self, state: &State, wants: &[Want], now: Millis) {
+        let Some(pool) = &mut self.pool else { return };
+        let catalogue = &self.catalogue;
+        self.again_at =
+            pool.want(wants, &|no| profile_of(state, no).and_then(|profile| catalogue.spec(profile)).cloned(), now.0);
+    }
+
+    fn perform(&mut self, state: &State, effect: Effect, now: Millis) {
+        match effect {
+            Effect::Reply { ticket, reply } => self.replies.push((ticket, reply)),
+            Effect::Start { worker, task, attempt } => self.start(state, worker, task, attempt, now),
+            Effect::Cancel { worker, task, attempt } => {
+                if let Some(pool) = &mut self.pool {
+                    pool.cancel(worker, task, attempt, CANCEL_GRACE_MS);
+                }
+            }
+            Effect::FileEntry { entry } => {
+                let (letters, happenings) = (self.letters.clone(), self.happenings.clone());
+                self.files.give(move || match letters.file(&entry) {
+                    Ok(()) => drop(happenings.send(Happening::Input(Input::Filed { entry: entry.entry_id.clone() }))),
+                    // The log still holds it, so it is tried again.
+                    Err(error) => {
+                        tracing::warn!(entry = %entry.entry_id, %error, "a dead letter's file cannot be written");
+                        drop(happenings.send(Happening::Unfiled));
+                    }
+                });
+            }
+            Effect::ArchiveEntry { entry } => {
+                let letters = self.letters.clone();
+                self.files.give(move || {
+                    if let Err(error) = letters.archive(&entry) {
+                        tracing::warn!(entry = %entry.entry_id, %error, "a dead letter's file cannot be archived");
+                    }
+                });
+            }
+            Effect::RunEnded { run } => {
+                for ticket in self.waiters.remove(&run).unwrap_or_default() {
+                    self.replies.push((ticket, end_of(state, run, &self.blobs)));
+                }
+            }
+        }
+    }
+
+    fn forgotten(&mut self, run: &FinishedRun) {
+        let Some((tenant, _)) = self.catalogue.def(run.flow) else { return };
+        let (artifacts, tenant, id) = (self.artifacts.clone(), Arc::clone(tenant), run.id);
+        self.files.give(move || {
+            if let Err(error) = artifacts.remove_run(&tenant, id) {
+                tracing::warn!(run = %id, %error, "a forgotten run's artefacts cannot be removed");
+            }
+        });
+    }
+}
+
+impl<D: Disk> House<D> {
+    /// Starts workers for the steps of registered flows before any task is ready.
+    pub(super) fn warm_up(&mut self, state: &State, now: Millis) {
+        let steps =
+            state.flows.iter().flat_map(|(no, flow)| (0u16..).zip(&flow.def.steps).map(|(step, _)| (*no, step)));
+        let profiles: BTreeSet<_> =
+            steps.filter_map(|(flow, step)| state.indexes.lanes.lane(flow, step)).map(|lane| lane.profile).collect();
+        let hints: Vec<Want> = profiles.into_iter().map(|profile| Want { profile, ready: 0, since: now }).collect();
+        self.wanted(state, &hints, now);
+    }
+
+    pub(super) fn workers(&self) -> Vec<WorkerRow> {
+        self.pool.as_ref().map_or_else(Vec::new, Pool::rows)
+    }
+
+    /// Answers when the run ended; at once when it has.
+    pub(super) fn wait(&mut self, state: &State, ticket: Ticket, run: RunId) {
+        if has_ended(state, run) {
+            self.replies.push((ticket, end_of(state, run, &self.blobs)));
+        } else if state.runs.contains_key(&run) {
+            self.waiters.entry(run).or_default().push(ticket);
+        } else {
+            self.replies.push((ticket, Reply::Error(view::no_run(&run.to_string()))));
+        }
+    }
+
+    /// A client that is gone waits for nothing.
+    pub(super) fn forget_waiters(&mut self, connection: u32) {
+        self.waiters.retain(|_, tickets| {
+            tickets.retain(|ticket| connection_of(*ticket) != connection);
+            !tickets.is_empty()
+        });
+    }
+
+    /// Finds a component's native artefact, or has it compiled.
+    fn find_native(&mut self, key: &ComponentKey) {
+        if self.pool.is_none() {
+            return;
+        }
+        let native = match self.natives.find(key) {
+            Ok(true) => Native::Here,
+            Ok(false) => {
+                self.natives.compile(key.clone(), self.happenings.clone());
+                Native::Compiling
+            }
+            Err(Failed { code, message }) => Native::Failed { code, message },
+        };
+        self.catalogue.set_native(key, native);
+    }
+
+    pub(super) fn compiled(&mut self, key: &ComponentKey, outcome: Result<OwnedFd, Failed>) {
+        let native = match outcome {
+            Ok(artefact) => {
+                self.natives.keep(key, artefact);
+                Native::Here
+            }
+            Err(Failed { code, message }) => {
+                tracing::warn!(component = %key.1, code, %message, "a component cannot be compiled");
+                Native::Failed { code, message }
+            }
+        };
+        self.catalogue.set_native(key, native);
+    }
+
+    /// The digest of a task's input, with which its artefacts are proven.
+    pub(super) fn input_digest(&self, state: &State, task: TaskRef) -> Option<Digest> {
+        match &state.runs.get(&task.run)?.task(task)?.input {
+            Payload::Inline(json) => Some(Digest::of(json.get().as_bytes())),
+            Payload::Blob { digest, .. } => Some(*digest),
+        }
+    }
+
+    /// What an earlier attempt published completely before its success could be logged: it need not run again.
+    fn published(&self, state: &State, task: TaskRef) -> Option<(Payload, Vec<ArtifactEntry>)> {
+        let (flow, step) = state.step_of(task)?;
+        let found = state.runs.get(&task.run)?.task(task)?;
+        if !step.grants.artifacts || found.attempt < 2 {
+            return None;
+        }
+        let input = self.input_digest(state, task)?;
+        let manifest = self.artifacts.lookup(&flow.tenant, task, &step.id, step.component, input)?;
+        let entry = |file: ManifestFile| ArtifactEntry { name: file.name, size_bytes: file.size_bytes };
+        Some((manifest.output, manifest.files.into_iter().map(entry).collect()))
+    }
+
+    fn start(&mut self, state: &State, worker: WorkerId, task: TaskRef, attempt: u32, now: Millis) {
+        if let Some((output, artifacts)) = self.published(state, task) {
+            let outcome = Outcome::Succeeded { output, artifacts };
+            let report = Box::new(Report { task, attempt, outcome, usage: Usage::default() });
+            return self.inputs.push_back(Input::Report { from: worker, report });
+        }
+        if let Err(why) = self.try_start(state, worker, task, attempt, now) {
+            tracing::warn!(task = %state.task_name(task), %why, "a task could not be handed to its worker");
+            self.inputs.push_back(Input::NotStarted { worker, task, attempt });
+        }
+    }
+
+    fn try_start(
+        &mut self,
+        state: &State,
+        worker: WorkerId,
+        task: TaskRef,
+        attempt: u32,
+        now: Millis,
+    ) -> Result<(), String> {
+        let (flow, step) = state.step_of(task).ok_or("its run is gone")?;
+        let key = (Arc::clone(&flow.tenant), step.component);
+        let component = self.catalogue.component(&key).ok_or("its component is unknown")?.no;
+        let blobs = &self.blobs;
+        let open = |payload: &Payload| -> Result<OwnedFd, String> {
+            match payload {
+                Payload::Blob { digest, .. } => blobs.open(digest).map_err(|error| error.to_string()),
+                Payload::Inline(json) => sealed::make(json.get().as_bytes()).map_err(|error| error.to_string()),
+            }
+        };
+        let (start, fds) =
+            start_of(state, task, attempt, component, &self.host_env, now, &open).map_err(|error| error.to_string())?;
+        let pool = self.pool.as_mut().ok_or("there are no workers")?;
+        if !pool.has_loaded(worker, component) {
+            pool.load(worker, component, self.natives.open(&key)?);
+        }
+        pool.start_task(worker, start, fds).map_err(|error| error.to_string())
+    }
+}
+
+fn end_of<D: Disk>(state: &State, run: RunId, blobs: &StoredBlobs<D>) -> Reply {
+    match view::run_end(state, run, blobs) {
+        Some(end) => Reply::Ended(Box::new(end)),
+        None => Reply::Error(ApiError {
+            kind: ErrorKind::Internal,
+            code: None,
+            message: format!("run {run} ended and cannot be found"),
+            hint: None,
+            retry_after_ms: None,
+        }),
+    }
+}

@@ -1,0 +1,169 @@
+//! A queue that nobody serves: commands open its files themselves, under its lock.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    os::fd::OwnedFd,
+    sync::mpsc::{self, Receiver},
+    time::Duration,
+};
+
+use tm_core::{
+    api::{Reply, Request},
+    queue::{decide::Runnable, effect::Ticket, state::State},
+};
+
+use super::{
+    Happening, Options, RunError,
+    answers::{Asked, answer},
+    open::Life,
+    payloads::StoredBlobs,
+    session::Session,
+};
+use crate::{
+    clock::Clock,
+    daemon::{ApiCall, Incoming},
+    store::{
+        blobs::BlobStore,
+        disk::RealDisk,
+        lock::{Locks, Role},
+        recover::{self, Damage},
+    },
+};
+
+/// How long another command, or a supervisor that is just starting, is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// Requests that wait before they are decided together, with one sync.
+const TOGETHER_MAX: usize = 256;
+
+/// An opened queue without workers. Dropping it without [`Local::close`] loses nothing that was answered.
+pub struct Local {
+    session: Session<RealDisk>,
+    inbox: Receiver<Happening>,
+    clock: Clock,
+    next: u64,
+    /// Tickets whose answers are due, in the order of the requests.
+    due: VecDeque<Ticket>,
+    answers: BTreeMap<Ticket, Reply>,
+    waiting: usize,
+    damaged: Vec<Damage>,
+    _locks: Locks,
+}
+
+impl Local {
+    /// Opens the queue for writing, and makes its folders when they are missing.
+    ///
+    /// # Errors
+    /// When another process writes to it for longer than 10 s, or it cannot be opened.
+    pub fn open(options: &Options) -> Result<Self, RunError> {
+        let disk = RealDisk::create(&options.roots)?;
+        let locks = Locks::acquire(&options.roots, Role::Passing, LOCK_PATIENCE)?;
+        let (sender, inbox) = mpsc::channel();
+        let mut clock = Clock::new();
+        let (session, recovery) = Session::open(options, disk, "file", &sender, Life::Passing, clock.now())?;
+        let clock = Clock::not_before(session.turn.state.last_at);
+        let (due, answers) = (VecDeque::new(), BTreeMap::new());
+        Ok(Self { session, inbox, clock, next: 0, due, answers, waiting: 0, damaged: recovery.damaged, _locks: locks })
+    }
+
+    /// What was skipped when the queue was opened.
+    #[must_use]
+    pub fn damaged(&self) -> &[Damage] {
+        &self.damaged
+    }
+
+    /// Makes a request and waits for its answer.
+    ///
+    /// # Errors
+    /// When the log failed.
+    pub fn call(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<Reply, RunError> {
+        self.send(request, fds)?;
+        self.receive()
+    }
+
+    /// Makes a request; its answer comes with [`Local::receive`], in order.
+    ///
+    /// # Errors
+    /// When the log failed.
+    pub fn send(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<(), RunError> {
+        let ticket = Ticket(self.next);
+        self.next += 1;
+        self.due.push_back(ticket);
+        self.session.take(Happening::Edge(Incoming::Call(ApiCall { ticket, connection: 0, request, fds })))?;
+        self.waiting += 1;
+        if self.waiting >= TOGETHER_MAX { self.turn() } else { Ok(()) }
+    }
+
+    /// The answer to the oldest request that was not answered yet.
+    ///
+    /// # Errors
+    /// When the log failed, or nothing was asked.
+    pub fn receive(&mut self) -> Result<Reply, RunError> {
+        let ticket = self.due.pop_front().ok_or(RunError::Lonely)?;
+        loop {
+            if let Some(reply) = self.answers.remove(&ticket) {
+                return Ok(reply);
+            }
+            if self.waiting == 0 {
+                // A registration is resolved by a thread of its own.
+                let happening = self.inbox.recv().map_err(|_| RunError::Lonely)?;
+                self.session.take(happening)?;
+            }
+            self.turn()?;
+        }
+    }
+
+    /// The clean end.
+    ///
+    /// # Errors
+    /// When the log failed.
+    pub fn close(mut self) -> Result<(), RunError> {
+        self.turn()?;
+        let Session { turn, house, registrar, movers, .. } = self.session;
+        drop((house, registrar, movers));
+        Ok(turn.close()?)
+    }
+
+    fn turn(&mut self) -> Result<(), RunError> {
+        while let Ok(happening) = self.inbox.try_recv() {
+            self.session.take(happening)?;
+        }
+        loop {
+            let now = self.clock.now();
+            self.session.turn(now)?;
+            if self.session.reports.is_empty() && self.session.requests.is_empty() {
+                break;
+            }
+        }
+        self.waiting = 0;
+        self.answers.extend(self.session.house.replies.drain(..));
+        Ok(())
+    }
+}
+
+/// Answers a request that only reads from a queue that nobody serves. Creates and changes nothing (I12).
+///
+/// Tells `damaged` of every record that was skipped.
+///
+/// # Errors
+/// [`RunError::NoQueue`] when there is none, and when it cannot be read.
+pub fn read_only(options: &Options, request: &Request, damaged: &mut dyn FnMut(&Damage)) -> Result<Reply, RunError> {
+    let queue = &options.roots.queue;
+    if !queue.is_dir() {
+        return Err(RunError::NoQueue { path: queue.clone() });
+    }
+    let disk = RealDisk::existing(&options.roots)?;
+    let mut state = State::default();
+    let recovery = recover::read(&disk, &mut |frame, segment| state.replay(&frame, segment))?;
+    recovery.damaged.iter().for_each(damaged);
+    let mut clock = Clock::not_before(state.last_at);
+    let blobs = StoredBlobs::new(BlobStore::reading(disk));
+    let asked = Asked {
+        state: &state,
+        blobs: &blobs,
+        runnable: &|_, _| Runnable::Compiling,
+        workers: &Vec::new,
+        backend: "file",
+        now: clock.now(),
+    };
+    answer(&asked, request).ok_or(RunError::Lonely)
+}

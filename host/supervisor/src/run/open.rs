@@ -1,0 +1,182 @@
+//! Puts a session together: the store's rooms, the turn, and, for a supervisor, the workers.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::Read,
+    sync::{Arc, mpsc::Sender},
+    time::Duration,
+};
+
+use tm_core::time::Millis;
+
+use super::{
+    Happening, Options, RunError,
+    catalogue::Catalogue,
+    house::House,
+    jobs::Lane,
+    natives::Natives,
+    payloads::StoredBlobs,
+    register::Registrar,
+    session::Session,
+    sweep::{Sweeper, live_blobs},
+};
+use crate::{
+    config::{Fsync, Settings, WatchedCeilings},
+    evaluate::MiniJinja,
+    store::{
+        artifacts::Artifacts,
+        blobs::BlobStore,
+        disk::Disk,
+        dlq::Dlq,
+        log::{self, LogOptions},
+        recover::Recovery,
+    },
+    turn::{Rules, Turn},
+    workers::{
+        Isolation, Pool, PoolSettings,
+        child::{Program, Spawner},
+        compile::{CompileSettings, Compiler},
+        profile::WorkerUser,
+    },
+};
+
+/// From a worker's first packet to ready.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What kind of life the session is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    /// With workers, and alone: what predecessors left is swept.
+    Supervisor,
+    /// A command that passes: no workers.
+    Passing,
+}
+
+impl<D: Disk> Session<D> {
+    pub(super) fn open(
+        options: &Options,
+        disk: D,
+        backend: &'static str,
+        happenings: &Sender<Happening>,
+        life: Life,
+        now: Millis,
+    ) -> Result<(Self, Recovery), RunError> {
+        let settings = &options.settings;
+        let blobs = StoredBlobs::new(BlobStore::new(disk.clone())?);
+        let artifacts = Artifacts::new(disk.clone())?;
+        let letters = Dlq::open(disk.clone())?;
+        let rules =
+            Rules { policy: settings.policy(), evaluate: Box::new(MiniJinja::new()), blobs: Box::new(blobs.clone()) };
+        let (turn, recovery) = Turn::open(disk.clone(), log_options(settings), rules, new_secret()?, now)?;
+        let user = WorkerUser::resolve(options.worker_user.as_deref())?;
+        let spawner =
+            Arc::new(Spawner::start(Program::this_binary(user.clone())).map_err(crate::workers::PoolError::from)?);
+        let compile = CompileSettings { allow_weaker: options.allow_weaker, ..CompileSettings::default() };
+        let compiler = Arc::new(Compiler::new(Arc::clone(&spawner), compile)?);
+        let pool = match life {
+            Life::Passing => None,
+            Life::Supervisor => {
+                sweep(&turn, &blobs, &artifacts)?;
+                let events = happenings.clone();
+                let forward = move |event| drop(events.send(Happening::Pool(event)));
+                Some(Pool::start(pool_settings(options, user.clone()), spawner, Box::new(forward))?)
+            }
+        };
+        let house = House {
+            catalogue: Catalogue::new(WatchedCeilings::new(&options.config, settings), &options.roots.store),
+            pool,
+            natives: Natives::new(disk, blobs.clone(), Arc::clone(&compiler))?,
+            artifacts,
+            store: options.roots.store.clone(),
+            user,
+            blobs: blobs.clone(),
+            letters,
+            files: Lane::start("tm-files").map_err(RunError::Thread)?,
+            happenings: happenings.clone(),
+            host_env: host_env(settings),
+            inputs: std::collections::VecDeque::new(),
+            replies: Vec::new(),
+            waiters: BTreeMap::new(),
+            again_at: None,
+        };
+        let mut session = Self {
+            turn,
+            house,
+            registrar: Registrar::start(settings, compiler, blobs, happenings.clone())?,
+            movers: Lane::start("tm-movers").map_err(RunError::Thread)?,
+            backend,
+            unfiled: false,
+            file_at: None,
+            sweeper: Sweeper::new(settings.scratch.clone(), now),
+            signal: None,
+            reports: std::collections::VecDeque::new(),
+            requests: crate::daemon::RoundRobin::default(),
+            reads: Vec::new(),
+        };
+        if life == Life::Supervisor {
+            session.reports.extend(session.turn.recover());
+        }
+        Ok((session, recovery))
+    }
+}
+
+/// What nothing names any more, and what attempts of a predecessor staged. Only at the start: nobody writes then.
+fn sweep<D: Disk>(turn: &Turn<D>, blobs: &StoredBlobs<D>, artifacts: &Artifacts<D>) -> Result<(), RunError> {
+    let live = live_blobs(&turn.state);
+    let swept = blobs.store().sweep(&|digest| live.contains(digest), false)?;
+    let staged = artifacts.sweep_staging()?;
+    if swept.files > 0 || staged > 0 {
+        tracing::info!(blobs = swept.files, bytes = swept.bytes, staged, "swept what nothing names");
+    }
+    Ok(())
+}
+
+pub(super) fn log_options(settings: &Settings) -> LogOptions {
+    let fsync = match settings.queue.fsync {
+        Fsync::Always => log::Fsync::Always,
+        Fsync::Interval => log::Fsync::Interval(1000),
+        Fsync::Never => log::Fsync::Never,
+    };
+    LogOptions { segment_max_bytes: settings.queue.segment_max_bytes, fsync }
+}
+
+fn pool_settings(options: &Options, user: Option<WorkerUser>) -> PoolSettings {
+    let workers = &options.settings.workers;
+    PoolSettings {
+        num: workers.num,
+        warm_pool: workers.warm_pool,
+        isolation: match workers.isolation {
+            crate::config::Isolation::Shared => Isolation::Shared,
+            crate::config::Isolation::Task => Isolation::Task,
+        },
+        concurrency: workers.concurrency,
+        heartbeat_ms: workers.heartbeat_ms,
+        heartbeat_timeout_ms: workers.heartbeat_timeout_ms,
+        start_timeout_ms: u64::try_from(START_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
+        memory_max_bytes: Some(workers.memory_max.of(memory_bytes())),
+        allow_weaker: options.allow_weaker,
+        user,
+    }
+}
+
+/// The machine's memory, or the control group's when that is less.
+fn memory_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    let machine = info.totalram.saturating_mul(u64::from(info.mem_unit));
+    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let group = limits.iter().find_map(|path| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok());
+    group.map_or(machine, |group| group.min(machine))
+}
+
+/// The variables of this process that some tenant's ceiling names; no others are even read.
+fn host_env(settings: &Settings) -> BTreeMap<String, String> {
+    settings.ceilings.env_names().filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?))).collect()
+}
+
+/// A secret that ids are minted with.
+fn new_secret() -> Result<[u8; 16], RunError> {
+    let mut secret = [0; 16];
+    File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut secret)).map_err(RunError::Random)?;
+    Ok(secret)
+}

@@ -1,0 +1,152 @@
+//! Registering flows: read, inspected and resolved beside the loop; the decision is the loop's.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, mpsc::Sender},
+};
+
+use tm_core::{
+    api::{ApiError, ErrorKind, RegisterRequest},
+    code,
+    id::Digest,
+    queue::effect::{Input, Ticket},
+};
+
+use super::{Happening, RunError, jobs::Lane, payloads::StoredBlobs};
+use crate::{
+    config::Settings,
+    deploy::{self, FlowText, Inspect, KnownFiles, Resolved, Source},
+    evaluate::MiniJinja,
+    store::disk::Disk,
+    workers::sealed,
+};
+
+/// What the registration of a flow needs; shared with its thread.
+struct Bench<D: Disk> {
+    settings: Settings,
+    inspect: Arc<dyn Inspect + Send + Sync>,
+    blobs: Mutex<StoredBlobs<D>>,
+    evaluate: MiniJinja,
+    known: Mutex<KnownFiles>,
+}
+
+pub(super) struct Registrar<D: Disk> {
+    bench: Arc<Bench<D>>,
+    lane: Lane,
+    happenings: Sender<Happening>,
+}
+
+impl<D: Disk> Registrar<D> {
+    pub(super) fn start(
+        settings: &Settings,
+        inspect: Arc<dyn Inspect + Send + Sync>,
+        blobs: StoredBlobs<D>,
+        happenings: Sender<Happening>,
+    ) -> Result<Self, RunError> {
+        let bench = Bench {
+            settings: settings.clone(),
+            inspect,
+            blobs: Mutex::new(blobs),
+            evaluate: MiniJinja::new(),
+            known: Mutex::default(),
+        };
+        Ok(Self { bench: Arc::new(bench), lane: Lane::start("tm-register").map_err(RunError::Thread)?, happenings })
+    }
+
+    /// Resolves a flow on the registrar's thread; [`Happening::Registered`] brings the outcome.
+    pub(super) fn give(&self, ticket: Ticket, request: RegisterRequest, components: Vec<OwnedFd>) {
+        let (bench, happenings) = (Arc::clone(&self.bench), self.happenings.clone());
+        self.lane.give(move || {
+            let files: Vec<File> = components.into_iter().map(File::from).collect();
+            let outcome = bench.register(ticket, &request, &files).map(Box::new);
+            // Nobody listens any more when the supervisor stops.
+            let _ = happenings.send(Happening::Registered { ticket, outcome });
+        });
+    }
+}
+
+impl<D: Disk> Bench<D> {
+    fn register(&self, ticket: Ticket, request: &RegisterRequest, files: &[File]) -> Result<Input, Box<ApiError>> {
+        let source =
+            Source { tenant: &request.tenant, text: &request.text, path: Path::new(&request.path), components: files };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let ceilings = &self.settings.ceilings;
+        let Resolved { def, warnings, components } =
+            deploy::resolve(&source, &self.settings, ceilings, &self.evaluate, &mut known, &*self.inspect).map_err(
+                |error| {
+                    // What was inspected for a refused flow is known without its bytes being kept.
+                    *known = KnownFiles::default();
+                    Box::new(error.to_api())
+                },
+            )?;
+        // Component bytes are kept like payloads: synced before the event that names them (I10).
+        if let Err(error) = self.keep(&components) {
+            components.keys().for_each(|digest| known.forget(*digest));
+            return Err(error);
+        }
+        Ok(Input::Register { ticket, tenant: request.tenant.clone(), def: Box::new(def), warnings })
+    }
+
+    fn keep(&self, components: &BTreeMap<Digest, OwnedFd>) -> Result<(), Box<ApiError>> {
+        for fd in components.values() {
+            let bytes = sealed::read(fd, tm_core::limits::COMPONENT_MAX_BYTES).map_err(|error| {
+                failed(ErrorKind::Internal, None, format!("a component's bytes cannot be read again: {error}"))
+            })?;
+            let blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+            blobs.put_bytes(&bytes).map_err(|error| {
+                let full = error.is_full().then(|| code::DISK_FULL.to_owned());
+                failed(ErrorKind::Busy, full, format!("a component cannot be stored: {error}"))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn failed(kind: ErrorKind, code: Option<String>, message: String) -> Box<ApiError> {
+    Box::new(ApiError { kind, code, message, hint: None, retry_after_ms: None })
+}
+
+/// A flow file of the runtime folder with its components opened.
+pub(super) struct FlowFile {
+    pub(super) request: RegisterRequest,
+    pub(super) components: Vec<OwnedFd>,
+}
+
+/// The flow files of a folder, in the order of their names; those that cannot be opened with the reason.
+pub(super) fn flow_files(folder: &Path, tenant: &str) -> std::io::Result<Vec<Result<FlowFile, String>>> {
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let flow = path.extension().is_some_and(|ending| ["yaml", "yml", "json"].iter().any(|known| ending == *known));
+        if flow && path.is_file() {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths.iter().map(|path| open_flow(path, tenant)).collect())
+}
+
+fn open_flow(path: &Path, tenant: &str) -> Result<FlowFile, String> {
+    let shown = path.display();
+    let absolute = path.canonicalize().map_err(|error| format!("{shown}: {error}"))?;
+    let text = std::fs::read_to_string(&absolute).map_err(|error| format!("{shown}: {error}"))?;
+    let flow = FlowText::read(&text, path, &MiniJinja::new()).map_err(|error| error.to_string())?;
+    let folder = absolute.parent().unwrap_or(Path::new("/"));
+    let (mut names, mut components) = (Vec::new(), Vec::new());
+    for step in &flow.spec.steps {
+        let located = deploy::component::locate(folder, &step.component)
+            .map_err(|error| format!("{shown}: step '{}': {error}{}", step.id, hint(&error, path)))?;
+        let file = File::open(&located).map_err(|error| format!("{shown}: {}: {error}", located.display()))?;
+        names.push(located.display().to_string());
+        components.push(file.into());
+    }
+    let path = absolute.display().to_string();
+    Ok(FlowFile { request: RegisterRequest { tenant: tenant.into(), text, path, components: names }, components })
+}
+
+fn hint(error: &deploy::component::ComponentError, flow: &Path) -> String {
+    error.hint(flow).map(|hint| format!(" ({hint})")).unwrap_or_default()
+}

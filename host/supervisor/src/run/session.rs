@@ -1,0 +1,276 @@
+//! The queue with all that surrounds it, one happening at a time: what the loop of a supervisor and the short life of a
+//! command without one have in common.
+
+use std::{collections::VecDeque, os::fd::OwnedFd};
+
+use tm_core::{
+    api::{Reply, Request},
+    code::{self, Class},
+    id::{TaskRef, WorkerId},
+    json::{Json, Payload},
+    limits::{INPUT_MAX_BYTES, INPUTS_PER_TURN_MAX},
+    queue::{
+        decide::{holds_lease, unfiled},
+        effect::{Input, Outcome, Report, Ticket},
+    },
+    time::Millis,
+    wire::{self, FromWorker, staging_path},
+};
+
+use super::{
+    Happening, RunError,
+    answers::{Asked, answer},
+    house::House,
+    jobs::Lane,
+    register::Registrar,
+    reports::{artifact_failure, host_failure, report_of},
+    sweep::Sweeper,
+};
+use crate::{
+    daemon::{ApiCall, Incoming, RoundRobin, Signal, edge::connection_of},
+    store::{artifacts::Publication, disk::Disk},
+    turn::{Shell, Turn},
+    workers::{
+        PoolEvent,
+        profile::{ProfileError, share},
+    },
+};
+
+/// Until a dead letter's file is tried again.
+const FILE_AGAIN_MS: u64 = 5_000;
+
+pub(super) struct Session<D: Disk> {
+    pub(super) turn: Turn<D>,
+    pub(super) house: House<D>,
+    pub(super) registrar: Registrar<D>,
+    /// Moves artefacts to their place before their step's success is logged.
+    pub(super) movers: Lane,
+    pub(super) backend: &'static str,
+    pub(super) sweeper: Sweeper,
+    /// A dead letter's file could not be written since the last turn; when that is tried again.
+    pub(super) unfiled: bool,
+    pub(super) file_at: Option<Millis>,
+    /// What a signal asked for last.
+    pub(super) signal: Option<Signal>,
+    /// Ends of attempts, taken before requests.
+    pub(super) reports: VecDeque<Input>,
+    pub(super) requests: RoundRobin<Input>,
+    pub(super) reads: Vec<(Ticket, Request)>,
+}
+
+impl<D: Disk> Session<D> {
+    /// Takes one happening in; what it asks for is done by the next turn.
+    ///
+    /// # Errors
+    /// When no worker can be started at all.
+    pub(super) fn take(&mut self, happening: Happening) -> Result<(), RunError> {
+        match happening {
+            Happening::Edge(Incoming::Call(call)) => self.call(call),
+            Happening::Edge(Incoming::Closed { connection }) => {
+                // What it asked for is still done: it may have read that its request was taken.
+                self.house.forget_waiters(connection);
+            }
+            Happening::Edge(Incoming::Signal(signal)) => self.signal = Some(signal),
+            Happening::Unfiled => self.unfiled = true,
+            Happening::Input(input) => self.reports.push_back(input),
+            Happening::Registered { ticket, outcome } => match outcome {
+                Ok(input) => self.requests.push(connection_of(ticket), *input),
+                Err(error) => self.house.replies.push((ticket, Reply::Error(*error))),
+            },
+            Happening::Compiled { key, outcome } => self.house.compiled(&key, outcome),
+            Happening::Published { from, report } => self.reports.push_back(Input::Report { from, report }),
+            Happening::Pool(event) => self.pool_event(event)?,
+        }
+        Ok(())
+    }
+
+    /// One turn, and the answers to what only reads. Returns when the next one is due without a happening.
+    ///
+    /// # Errors
+    /// When the log failed: the caller must stop.
+    pub(super) fn turn(&mut self, now: Millis) -> Result<Option<Millis>, RunError> {
+        self.house.catalogue.refresh();
+        self.reports.append(&mut self.house.inputs);
+        let mut inputs = VecDeque::new();
+        while inputs.len() < INPUTS_PER_TURN_MAX
+            && let Some(input) = self.reports.pop_front().or_else(|| self.requests.pop())
+        {
+            inputs.push_back(input);
+        }
+        let deadline = self.turn.turn(now, &mut inputs, &mut self.house)?;
+        for (ticket, request) in std::mem::take(&mut self.reads) {
+            self.read(ticket, &request, now);
+        }
+        if let Some(pool) = &mut self.house.pool {
+            pool.flush();
+        }
+        let more = !self.reports.is_empty() || !self.requests.is_empty() || !self.house.inputs.is_empty();
+        if !more && !self.sweeper.is_running() {
+            self.house.blobs.unpin();
+        }
+        self.file_again(now);
+        let swept = self.sweeper.turn(now, &self.turn.state, &self.house);
+        let due = [deadline, self.house.again_at.take(), swept, self.file_at].into_iter().flatten().min();
+        Ok(if more { Some(now) } else { due })
+    }
+
+    /// Dead letters whose files could not be written are filed again once in a while, until the disk takes them.
+    fn file_again(&mut self, now: Millis) {
+        if std::mem::take(&mut self.unfiled) && self.file_at.is_none() {
+            self.file_at = Some(now.plus(FILE_AGAIN_MS));
+        }
+        if self.file_at.is_some_and(|at| at <= now) {
+            self.file_at = None;
+            for effect in unfiled(&self.turn.state) {
+                self.house.perform(&self.turn.state, effect, now);
+            }
+        }
+    }
+
+    fn call(&mut self, call: ApiCall) {
+        let ApiCall { ticket, request, fds, .. } = call;
+        let connection = connection_of(ticket);
+        match request {
+            Request::Enqueue(mut request) => {
+                let json = std::mem::replace(&mut request.input, Json::null());
+                // Too large is refused by the decision; it must not become a blob first.
+                let input = if json.size_bytes() > INPUT_MAX_BYTES {
+                    Payload::Inline(json)
+                } else {
+                    self.house.blobs.payload(json)
+                };
+                self.requests.push(connection, Input::Enqueue { ticket, request, input });
+            }
+            Request::Register(request) => self.registrar.give(ticket, *request, fds),
+            Request::Cancel { id } => self.requests.push(connection, Input::Cancel { ticket, id }),
+            Request::ForgetKey { tenant, flow, key } => {
+                self.requests.push(connection, Input::ForgetKey { ticket, tenant, flow, key });
+            }
+            Request::DlqRequeue(action) => self.requests.push(connection, Input::Requeue { ticket, action }),
+            Request::DlqPurge(action) => self.requests.push(connection, Input::Purge { ticket, action }),
+            read => self.reads.push((ticket, read)),
+        }
+    }
+
+    fn read(&mut self, ticket: Ticket, request: &Request, now: Millis) {
+        if let Request::Wait { run } = request {
+            return self.house.wait(&self.turn.state, ticket, *run);
+        }
+        let asked = Asked {
+            state: &self.turn.state,
+            blobs: &self.house.blobs,
+            runnable: &|flow, step| self.house.runnable(flow, step),
+            workers: &|| self.house.workers(),
+            backend: self.backend,
+            now,
+        };
+        if let Some(reply) = answer(&asked, request) {
+            self.house.replies.push((ticket, reply));
+        }
+    }
+
+    fn pool_event(&mut self, event: PoolEvent) -> Result<(), RunError> {
+        match event {
+            PoolEvent::Ready { .. } => {}
+            PoolEvent::CannotStart { reason } => return Err(RunError::NoWorker { reason }),
+            PoolEvent::Gone { worker, why } => {
+                if self.turn.state.indexes.leases.contains_key(&worker) {
+                    tracing::warn!(worker = worker.0, %why, "a worker is gone and left tasks");
+                } else {
+                    tracing::info!(worker = worker.0, %why, "a worker is gone");
+                }
+                self.reports.push_back(Input::WorkerGone { worker });
+            }
+            PoolEvent::ProfileBroken { reason, .. } => {
+                tracing::error!(%reason, "the workers of a profile cannot be started; trying again in 30 s");
+            }
+            PoolEvent::Message { worker, message, fds } => self.message(worker, message, fds),
+        }
+        Ok(())
+    }
+
+    fn message(&mut self, from: WorkerId, message: FromWorker, fds: Vec<OwnedFd>) {
+        match message {
+            FromWorker::Report(report) => self.report(from, *report, &fds),
+            FromWorker::Progress { task, attempt, percent, .. } => {
+                self.reports.push_back(Input::Progress { from, task, attempt, percent });
+            }
+            FromWorker::LoadFailed { component, reason } => {
+                tracing::error!(worker = from.0, component, %reason, "a worker cannot load a native artefact");
+            }
+            _ => {}
+        }
+    }
+
+    fn report(&mut self, from: WorkerId, report: wire::Report, fds: &[OwnedFd]) {
+        let (task, attempt) = (report.task, report.attempt);
+        if let Some(pool) = &mut self.house.pool {
+            pool.ended(from, task);
+        }
+        if !report.log.is_empty() {
+            tracing::debug!(task = %self.turn.state.task_name(task), attempt, log = %report.log, "a step said");
+        }
+        // Nothing is read or moved for a report that the core would refuse.
+        let limits = self.turn.state.step_of(task).map(|(_, step)| step.limits.clone());
+        let Some(limits) = limits.filter(|_| holds_lease(&self.turn.state, from, task, attempt)) else {
+            self.turn.state.refused_reports += 1;
+            return;
+        };
+        let output_max_bytes = u64::from(limits.output_kb) * 1024;
+        let report = Box::new(report_of(report, fds, output_max_bytes, &self.house.blobs));
+        match &report.outcome {
+            Outcome::Succeeded { artifacts, .. } if !artifacts.is_empty() => {
+                self.publish(from, report, u64::from(limits.artifacts_mb) << 20);
+            }
+            _ => {
+                self.discard(task, attempt);
+                self.reports.push_back(Input::Report { from, report });
+            }
+        }
+    }
+
+    /// Moves a successful attempt's artefacts, then brings the report.
+    fn publish(&self, from: WorkerId, mut report: Box<Report>, max_bytes: u64) {
+        let task = report.task;
+        let Some((flow, step)) = self.turn.state.step_of(task) else { return };
+        let Some(input) = self.house.input_digest(&self.turn.state, task) else { return };
+        let (tenant, step_id, component) = (flow.tenant.clone(), step.id.clone(), step.component);
+        let staging = staging_path(&task.name(&step_id), report.attempt);
+        let (store, happenings) = (self.house.artifacts.clone(), self.house.happenings.clone());
+        let user = self.house.user.clone();
+        let results = self.house.store.join("tenants").join(&*tenant).join("results").join(task.run.to_string());
+        self.movers.give(move || {
+            if let Outcome::Succeeded { output, .. } = &report.outcome {
+                let (tenant, staging, step_id) = (&*tenant, staging.as_str(), step_id.as_str());
+                let publication = Publication { tenant, staging, task, step_id, component, input, output, max_bytes };
+                let published = store.publish(&publication).map_err(|error| artifact_failure(&error));
+                let shared = published.and_then(|_| {
+                    let failed =
+                        |error: ProfileError| host_failure(code::HOST_ERROR, Class::Retryable, error.to_string());
+                    share(&results, user.as_ref()).map_err(failed)
+                });
+                if let Err(failure) = shared {
+                    report.outcome = Outcome::Failed(failure);
+                }
+            }
+            // Nobody listens any more when the supervisor stops: the attempt is then made again, or found complete.
+            let _ = happenings.send(Happening::Published { from, report });
+        });
+    }
+
+    /// Removes what an attempt without artefacts to publish may have left in staging.
+    fn discard(&self, task: TaskRef, attempt: u32) {
+        let Some((flow, step)) = self.turn.state.step_of(task) else { return };
+        if !step.grants.artifacts {
+            return;
+        }
+        let (tenant, store) = (flow.tenant.clone(), self.house.artifacts.clone());
+        let folder = staging_path(&task.name(&step.id), attempt);
+        self.movers.give(move || {
+            let done = store.tenant(&tenant).and_then(|folders| store.discard(&folders.tmp, &folder));
+            if let Err(error) = done {
+                tracing::warn!(%error, "what a failed attempt staged stays until the next start");
+            }
+        });
+    }
+}

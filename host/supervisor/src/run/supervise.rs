@@ -1,0 +1,329 @@
+//! `tm workers start`: locks, opens, starts, serves, drains.
+
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    time::{Duration, Instant},
+};
+
+use tm_core::{
+    api::{Reply, RunState},
+    queue::effect::{Input, Ticket},
+    time::Millis,
+};
+
+use super::{Happening, Options, RunError, open::Life, private::Private, register::flow_files, session::Session};
+use crate::{
+    clock::Clock,
+    config::{Backend, Fsync},
+    daemon::{Edge, Signal, edge::connection_of, listen, pid_file},
+    store::{
+        disk::{Disk, RealDisk},
+        idempotency::{KeyFile, KeyRow, ROWS_MAX},
+        lock::{Locks, Role},
+    },
+    workers::PoolEvent,
+};
+
+/// Happenings that the loop takes before it turns.
+const HAPPENINGS_PER_TURN_MAX: usize = 1024;
+/// How long a command that writes to the queue right now is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the first workers may take to be confined.
+const READY_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the other workers may take after the first.
+const OTHERS_PATIENCE: Duration = Duration::from_millis(500);
+
+/// What stands once the pool is up.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    pub pid: u32,
+    /// Registered flows, with those of the runtime folder.
+    pub flows: usize,
+    /// Files of the runtime folder that could not be loaded, with the reason.
+    pub not_loaded: Vec<String>,
+    pub workers: usize,
+    /// What confinement is missing, with `--allow-weaker-confinement`.
+    pub missing: Vec<String>,
+    /// The most memory that the workers' pools can hold.
+    pub memory_bound_bytes: u64,
+    /// What is reserved in the log for the end of each leased task (I7).
+    pub end_reserve_bytes: u64,
+    pub recovered_runs: usize,
+    pub damaged_records: usize,
+}
+
+/// How a supervisor ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// No step was running any more.
+    Drained,
+    /// The grace was over, or a second signal came: this many attempts were stopped and stay queued.
+    Stopped { aborted: usize },
+}
+
+/// Runs a supervisor until a signal ends it. `ready` is called once, when flows are loaded and workers are confined.
+///
+/// # Errors
+/// When the queue belongs to another process, cannot be opened, or no worker can be started.
+pub fn supervise(options: &Options, ready: &mut dyn FnMut(&Ready)) -> Result<Ended, RunError> {
+    options.settings.check()?;
+    let disk = RealDisk::create(&options.roots)?;
+    let _locks = Locks::acquire(&options.roots, Role::Supervisor, LOCK_PATIENCE)?;
+    let pid_file = pid_file::write(&options.pid_file)?;
+    let ended = match options.settings.queue.backend {
+        Backend::File => serve(options, &options.roots.queue, disk, "file", ready),
+        Backend::Memory => {
+            // The same code on a file system in memory; socket and lock stand where clients look for them.
+            let private = Private::make()?;
+            let mut inside = Options { roots: private.roots(), ..options.clone() };
+            inside.settings.queue.fsync = Fsync::Never;
+            let disk = RealDisk::create(&inside.roots)?;
+            serve(&inside, &options.roots.queue, disk, "memory", ready)
+        }
+    };
+    drop(pid_file);
+    ended
+}
+
+struct Loop<'a, D: Disk> {
+    options: &'a Options,
+    session: Session<D>,
+    edge: Edge,
+    inbox: Receiver<Happening>,
+    clock: Clock,
+    keys: KeyFile<D>,
+    /// Keys and ended runs when the file of keys was noted last.
+    keys_seen: Option<(usize, u64)>,
+}
+
+fn serve<D: Disk>(
+    options: &Options,
+    socket_folder: &Path,
+    disk: D,
+    backend: &'static str,
+    ready: &mut dyn FnMut(&Ready),
+) -> Result<Ended, RunError> {
+    let (sender, inbox) = mpsc::channel();
+    let mut clock = Clock::new();
+    let (session, recovery) = Session::open(options, disk.clone(), backend, &sender, Life::Supervisor, clock.now())?;
+    let clock = Clock::not_before(session.turn.state.last_at);
+    let recovered_runs = session.turn.state.runs.len();
+    let listener = listen::bind(socket_folder)?;
+    let calls = sender.clone();
+    let edge = Edge::start(listener, true, move |incoming| drop(calls.send(Happening::Edge(incoming))))?;
+    let mut running = Loop { options, session, edge, inbox, clock, keys: KeyFile::new(disk), keys_seen: None };
+    let not_loaded = running.load_folder()?;
+    running.wait_for_workers()?;
+    let rows = running.session.house.workers();
+    let missing: BTreeSet<String> = rows.iter().flat_map(|row| row.missing.clone()).collect();
+    ready(&Ready {
+        pid: std::process::id(),
+        flows: running.session.turn.state.latest.len(),
+        not_loaded,
+        workers: rows.len(),
+        missing: missing.into_iter().collect(),
+        memory_bound_bytes: running.session.house.pool.as_ref().map_or(0, |pool| pool.memory_bound_bytes()),
+        end_reserve_bytes: tm_core::limits::END_RESERVE_BYTES,
+        recovered_runs,
+        damaged_records: recovery.damaged.len(),
+    });
+    running.run()
+}
+
+impl<D: Disk> Loop<'_, D> {
+    /// Turns until a signal was obeyed.
+    fn run(mut self) -> Result<Ended, RunError> {
+        let mut drain_until: Option<Millis> = None;
+        loop {
+            let now = self.clock.now();
+            let mut due = self.session.turn(now)?;
+            self.answer();
+            due = [due, self.write_keys(now), drain_until].into_iter().flatten().min();
+            match self.session.signal {
+                None => {}
+                Some(Signal::Stop) => return self.stop(),
+                Some(Signal::Drain) => {
+                    let until = *drain_until.get_or_insert_with(|| {
+                        tracing::info!("draining: nothing new is started");
+                        now.plus(self.options.settings.workers.drain_grace_ms)
+                    });
+                    self.session.turn.draining = true;
+                    if self.session.turn.state.indexes.leased == 0 || now >= until {
+                        return self.stop();
+                    }
+                    due = Some(due.map_or(until, |due| due.min(until)));
+                }
+            }
+            self.wait(due)?;
+        }
+    }
+
+    /// Takes what happened, or waits for it until `due`.
+    fn wait(&mut self, due: Option<Millis>) -> Result<(), RunError> {
+        let first = match due {
+            None => self.inbox.recv().map_err(|_| RunError::Lonely).map(Some)?,
+            Some(due) => {
+                let span_ms = due.since(self.clock.now());
+                match self.inbox.recv_timeout(Duration::from_millis(span_ms)) {
+                    Ok(happening) => Some(happening),
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => return Err(RunError::Lonely),
+                }
+            }
+        };
+        if let Some(first) = first {
+            self.session.take(first)?;
+        }
+        for _ in 0..HAPPENINGS_PER_TURN_MAX {
+            match self.inbox.try_recv() {
+                Ok(happening) => self.session.take(happening)?,
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self) {
+        for (ticket, reply) in self.session.house.replies.drain(..) {
+            self.edge.reply(ticket, reply);
+        }
+    }
+
+    /// Registers the flows of the runtime folder; returns what could not be loaded.
+    fn load_folder(&mut self) -> Result<Vec<String>, RunError> {
+        let path = &self.options.runtime;
+        if !path.is_dir() {
+            if self.options.runtime_named {
+                return Err(RunError::NoRuntime { path: path.clone() });
+            }
+            return Ok(Vec::new());
+        }
+        let files = flow_files(path, "default").map_err(|source| RunError::Folder { path: path.clone(), source })?;
+        let (mut not_loaded, mut waiting) = (Vec::new(), BTreeSet::new());
+        // Tickets of connection 0 are the shell's own.
+        for (file, number) in files.into_iter().zip(1u64..) {
+            match file {
+                Err(reason) => not_loaded.push(reason),
+                Ok(file) => {
+                    self.session.registrar.give(Ticket(number), file.request, file.components);
+                    waiting.insert(Ticket(number));
+                }
+            }
+        }
+        while !waiting.is_empty() && self.session.signal.is_none() {
+            self.wait(None)?;
+            self.session.turn(self.clock.now())?;
+            let (own, others): (Vec<_>, Vec<_>) = std::mem::take(&mut self.session.house.replies)
+                .into_iter()
+                .partition(|(ticket, _)| connection_of(*ticket) == 0);
+            self.session.house.replies = others;
+            self.answer();
+            for (ticket, reply) in own {
+                waiting.remove(&ticket);
+                match reply {
+                    Reply::Error(error) => not_loaded.push(error.message),
+                    Reply::Registered { flow, warnings, .. } => {
+                        warnings.iter().for_each(|warning| tracing::warn!(%flow, "{warning}"));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(not_loaded)
+    }
+
+    /// Waits until as many workers as are wanted are confined, so that READY means ready.
+    fn wait_for_workers(&mut self) -> Result<(), RunError> {
+        if self.session.turn.state.flows.is_empty() {
+            return Ok(());
+        }
+        let until = Instant::now() + READY_PATIENCE;
+        let now = self.clock.now();
+        self.session.house.warm_up(&self.session.turn.state, now);
+        let wanted = usize::try_from(self.options.settings.workers.num).unwrap_or(usize::MAX);
+        // One profile can have fewer workers than there are places: after the first, the others get a moment.
+        let mut first: Option<Instant> = None;
+        while self.session.signal.is_none() && Instant::now() < until {
+            let up = self.session.house.workers().len();
+            if up > 0 {
+                first.get_or_insert_with(Instant::now);
+            }
+            if up >= wanted || first.is_some_and(|first| first.elapsed() > OTHERS_PATIENCE) {
+                break;
+            }
+            let soon = self.clock.now().plus(20);
+            self.wait(Some(soon))?;
+            self.session.turn(self.clock.now())?;
+            self.answer();
+        }
+        Ok(())
+    }
+
+    /// The derived file of keys, while keys change.
+    fn write_keys(&mut self, now: Millis) -> Option<Millis> {
+        let state = &self.session.turn.state;
+        let seen = (state.keys.len(), state.totals.runs_succeeded + state.totals.runs_failed);
+        if state.keys.is_empty() && self.keys_seen.is_none() {
+            return None;
+        }
+        if self.keys_seen != Some(seen) {
+            self.keys_seen = Some(seen);
+            self.keys.note();
+        }
+        let due = self.keys.due_at()?;
+        if now < due {
+            return Some(due);
+        }
+        let mut rows: Vec<_> = state.keys.iter().collect();
+        rows.sort_by_key(|(_, run)| std::cmp::Reverse(**run));
+        let rows = rows.into_iter().take(ROWS_MAX).map(|((tenant, flow_id, key), run)| KeyRow {
+            tenant: tenant.to_string(),
+            flow_id: flow_id.clone(),
+            key: key.clone(),
+            run_id: *run,
+            state: state.runs.get(run).map_or(RunState::Succeeded, |run| run.state),
+            expires_at: state.finished.get(run).map(|run| run.expires_at),
+        });
+        self.keys.write(now, rows);
+        None
+    }
+
+    /// Stops workers, puts back what they were running, and closes.
+    fn stop(mut self) -> Result<Ended, RunError> {
+        self.session.turn.draining = true;
+        if let Some(pool) = self.session.house.pool.take() {
+            pool.stop(Duration::from_millis(200));
+        }
+        // What was reported before the end counts; a worker's end does not, it was ours.
+        while let Ok(happening) = self.inbox.try_recv() {
+            if !matches!(happening, Happening::Pool(PoolEvent::Gone { .. } | PoolEvent::CannotStart { .. })) {
+                self.session.take(happening)?;
+            }
+        }
+        self.session.turn(self.clock.now())?;
+        let state = &self.session.turn.state;
+        let leased: Vec<Input> = state
+            .indexes
+            .leases
+            .iter()
+            .flat_map(|(&worker, tasks)| tasks.iter().map(move |&task| (worker, task)))
+            .filter_map(|(worker, task)| {
+                let attempt = state.runs.get(&task.run)?.task(task)?.attempt;
+                Some(Input::Aborted { worker, task, attempt })
+            })
+            .collect();
+        let aborted = leased.len();
+        self.session.reports.extend(leased);
+        while self.session.turn(self.clock.now())?.is_some_and(|due| due <= self.clock.now())
+            && !self.session.reports.is_empty()
+        {}
+        self.answer();
+        self.edge.stop();
+        let Session { turn, house, registrar, movers, .. } = self.session;
+        drop((house, registrar, movers));
+        turn.close()?;
+        Ok(if aborted == 0 { Ended::Drained } else { Ended::Stopped { aborted } })
+    }
+}

@@ -1,0 +1,461 @@
+//! The log: frames appended to segments, made durable once per commit, dropped from the old end once nothing needs them.
+//!
+//! Room is reserved ahead by writing newlines, so a commit overwrites blocks that the file owns already: it cannot run
+//! out of space (I7; a copy-on-write file system weakens that) and costs less than growing the file. A failed write or
+//! sync poisons the log: nobody knows what is on the disk, and only opening it again can tell.
+
+use serde::{Deserialize, Serialize};
+use tm_core::{
+    queue::event::Frame,
+    record::codec::{self, FORMAT},
+    time::Millis,
+};
+
+use super::{
+    disk::{Disk, DiskError, How, Later},
+    recover::{self, Found, META, Meta, Recovery},
+    repair,
+    segment::{self, Contents, LINE_MAX_BYTES},
+};
+
+pub(super) const OFFSET: &str = "queue/queue.offset";
+/// Room is written in steps of at most this. Each step is a sync of its own: on a busy two-core machine 256 KiB was a
+/// fifth slower than this at 256 frames a commit, without a shorter tail that could be measured.
+const ROOM_STEP_BYTES: u64 = 1024 * 1024;
+/// What one commit may have left behind in doubt: it is written again at the next opening.
+const DOUBT_BYTES: u64 = 16 * 1024 * 1024;
+
+/// When a commit is made durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fsync {
+    #[default]
+    Always,
+    /// At most this long after it, in milliseconds of logged time. A power loss takes what came since (weakens I1, I6).
+    Interval(u64),
+    /// When the system likes to (weakens I1, I6).
+    Never,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogOptions {
+    /// A segment that has reached this is closed at the next reservation.
+    pub segment_max_bytes: u64,
+    pub fsync: Fsync,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { segment_max_bytes: 64 * 1024 * 1024, fsync: Fsync::Always }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("{file} is of log format {format}, this program knows up to {known}: use a newer tm")]
+    Newer { file: String, format: u32, known: u32 },
+    /// An earlier failure; open the log again.
+    #[error(
+        "the log of {queue} is closed because a write failed: start again, so that recovery can tell what is on the disk"
+    )]
+    Poisoned { queue: String },
+    /// Nothing of it was written. A decision that makes such a frame must put payloads into blobs.
+    #[error("a frame of {bytes} bytes was appended, {max} are allowed")]
+    TooLong { bytes: u64, max: u64 },
+}
+
+/// A segment that is no longer written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentInfo {
+    pub no: u64,
+    /// Of the file.
+    pub bytes: u64,
+}
+
+/// `queue.offset`: where the next record goes. Derived, for people and tools.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Offset {
+    segment: u64,
+    offset: u64,
+    next_sequence: u64,
+}
+
+pub struct Log<D: Disk> {
+    disk: D,
+    options: LogOptions,
+    active: Active<D>,
+    closed: Vec<SegmentInfo>,
+    /// Encoded frames for `active.end`.
+    pending: Vec<u8>,
+    next_sequence: u64,
+    last_at: Millis,
+    synced_at: Millis,
+    /// Something was written since the last sync.
+    unsynced: bool,
+    too_long: Option<u64>,
+    poisoned: bool,
+}
+
+struct Active<D: Disk> {
+    no: u64,
+    file: D::File,
+    /// Where the next commit goes.
+    end: u64,
+    /// The file's length: from `end` on it is newlines.
+    room: u64,
+    contents: Contents,
+}
+
+impl<D: Disk> Log<D> {
+    /// Opens the log for its one writer, who holds the lock.
+    ///
+    /// Replays every frame in order into `each` with the number of its segment, cuts a torn tail, copies damage to
+    /// `queue/damaged/`, rebuilds indexes that do not agree. What is replayed is durable when this returns.
+    ///
+    /// # Errors
+    /// When the disk fails or the log is of a newer format ([`LogError::Newer`]).
+    pub fn open(disk: D, options: LogOptions, each: &mut dyn FnMut(Frame, u64)) -> Result<(Self, Recovery), LogError> {
+        let (recovery, mut found) = recover::replay(&disk, each)?;
+        for damage in &recovery.damaged {
+            tracing::warn!(file = %damage.file, byte = damage.offset, bytes = damage.bytes, why = %damage.why, "damage in the log was skipped");
+            repair::keep_aside(&disk, damage);
+        }
+        if let [.., before, last] = found.as_slice()
+            && is_barely_begun(before, last)
+        {
+            disk.unlink(&segment::path(last.no))?;
+            disk.sync_folder("queue")?;
+            found.pop();
+        }
+        let last = found.pop_if(|last| !last.foreign);
+        let next_no = found.last().map_or(1, |found| found.no + 1);
+        let active = match last {
+            Some(last) => resume(&disk, last)?,
+            None => Active::create(&disk, next_no, 0)?,
+        };
+        for closed in found.iter().filter(|closed| !closed.index_agrees) {
+            closed.contents.write_index(&disk, closed.no);
+        }
+        let log = Self {
+            active,
+            closed: found.iter().map(|found| SegmentInfo { no: found.no, bytes: found.file_bytes }).collect(),
+            pending: Vec::new(),
+            next_sequence: recovery.next_sequence,
+            last_at: recovery.last_at,
+            synced_at: recovery.last_at,
+            unsynced: false,
+            too_long: None,
+            poisoned: false,
+            disk,
+            options,
+        };
+        Ok((log, recovery))
+    }
+
+    /// What the next frame gets.
+    #[must_use]
+    pub const fn next_sequence(&self) -> u64 {
+        self.next_sequence
+    }
+
+    /// The number of the segment that frames go to.
+    #[must_use]
+    pub const fn segment(&self) -> u64 {
+        self.active.no
+    }
+
+    /// Oldest first.
+    #[must_use]
+    pub fn closed(&self) -> &[SegmentInfo] {
+        &self.closed
+    }
+
+    /// Of all segments, with the room that is reserved.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.closed.iter().map(|closed| closed.bytes).sum::<u64>() + self.active.room
+    }
+
+    /// Of the frames that wait for the next commit.
+    #[must_use]
+    pub fn pending_bytes(&self) -> u64 {
+        self.pending.len() as u64
+    }
+
+    /// Makes sure that `bytes` more can be appended without the disk filling up. A full segment is closed here.
+    ///
+    /// `Ok(false)`: there is no room, and nothing was reserved; try again later.
+    ///
+    /// # Errors
+    /// Those of [`Log::commit`]; closing a segment commits what was appended.
+    pub fn ensure(&mut self, bytes: u64) -> Result<bool, LogError> {
+        self.usable()?;
+        let end = self.active.end + self.pending.len() as u64;
+        if end >= self.options.segment_max_bytes && self.rotate(bytes)? {
+            return Ok(true);
+        }
+        let wanted = self.active.end + self.pending.len() as u64 + bytes;
+        if wanted <= self.active.room {
+            return Ok(true);
+        }
+        let step = self.room_step();
+        let reserved = self.active.reserve(&self.disk, wanted, step);
+        self.poisoning(reserved)
+    }
+
+    /// Takes a frame into the next commit; returns the segment that it goes to.
+    pub fn append(&mut self, frame: &Frame) -> u64 {
+        let before = self.pending.len();
+        codec::encode(frame, self.next_sequence, &mut self.pending);
+        let bytes = self.pending.len() - before;
+        if bytes > LINE_MAX_BYTES {
+            self.too_long = Some(bytes as u64);
+        }
+        self.active.contents.record(self.next_sequence, self.active.end + before as u64);
+        self.next_sequence += 1;
+        self.last_at = self.last_at.max(frame.at);
+        self.active.no
+    }
+
+    /// Writes what was appended and makes it durable with one sync, as [`LogOptions::fsync`] says.
+    ///
+    /// # Errors
+    /// Any failure poisons the log: every later call answers [`LogError::Poisoned`]. Never try again.
+    pub fn commit(&mut self) -> Result<(), LogError> {
+        self.write()?;
+        let due = match self.options.fsync {
+            Fsync::Always => true,
+            Fsync::Interval(ms) => self.last_at.since(self.synced_at) >= ms,
+            Fsync::Never => false,
+        };
+        if due { self.sync() } else { Ok(()) }
+    }
+
+    /// With [`Fsync::Interval`]: syncs when it is time, and says when to come again.
+    ///
+    /// # Errors
+    /// As [`Log::commit`].
+    pub fn sync_due(&mut self, now: Millis) -> Result<Option<Millis>, LogError> {
+        let Fsync::Interval(ms) = self.options.fsync else { return Ok(None) };
+        if !self.unsynced {
+            return Ok(None);
+        }
+        let due = self.synced_at.plus(ms);
+        if now < due {
+            return Ok(Some(due));
+        }
+        self.last_at = self.last_at.max(now);
+        self.sync().map(|()| None)
+    }
+
+    /// Forgets the oldest closed segment, whose live records the caller has appended again and committed. Its file goes
+    /// in the background; when the power goes first, its records are replayed once more before their newer ones.
+    ///
+    /// # Errors
+    /// As [`Log::commit`].
+    pub fn drop_oldest(&mut self) -> Result<(), LogError> {
+        self.write()?;
+        self.sync()?;
+        if self.closed.is_empty() {
+            return Ok(());
+        }
+        let oldest = self.closed.remove(0);
+        self.write_meta();
+        self.disk.later(Later::Unlink { path: segment::path(oldest.no) });
+        self.disk.later(Later::Unlink { path: segment::index_path(oldest.no) });
+        Ok(())
+    }
+
+    /// The clean stop: what was appended is durable, the index and the derived files are written.
+    ///
+    /// # Errors
+    /// As [`Log::commit`].
+    pub fn close(mut self) -> Result<(), LogError> {
+        self.write()?;
+        self.sync()?;
+        self.active.contents.write_index(&self.disk, self.active.no);
+        self.write_meta();
+        self.disk.settle();
+        Ok(())
+    }
+
+    fn usable(&self) -> Result<(), LogError> {
+        if self.poisoned { Err(LogError::Poisoned { queue: self.disk.shown("queue") }) } else { Ok(()) }
+    }
+
+    fn poisoning<T>(&mut self, done: Result<T, DiskError>) -> Result<T, LogError> {
+        self.poisoned |= done.is_err();
+        Ok(done?)
+    }
+
+    fn write(&mut self) -> Result<(), LogError> {
+        self.usable()?;
+        if let Some(bytes) = self.too_long {
+            self.poisoned = true;
+            return Err(LogError::TooLong { bytes, max: LINE_MAX_BYTES as u64 });
+        }
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let written = self.disk.write_at(&self.active.file, self.active.end, &self.pending);
+        self.poisoning(written)?;
+        self.unsynced = true;
+        let active = &mut self.active;
+        active.end += self.pending.len() as u64;
+        active.room = active.room.max(active.end);
+        active.contents.crc = crc32c::crc32c_append(active.contents.crc, &self.pending);
+        active.contents.covered_bytes = active.end;
+        self.pending.clear();
+        self.pending.shrink_to(ROOM_STEP_BYTES as usize);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), LogError> {
+        if self.unsynced {
+            let synced = self.disk.sync(&self.active.file);
+            self.poisoning(synced)?;
+            self.unsynced = false;
+            self.synced_at = self.last_at;
+        }
+        Ok(())
+    }
+
+    fn room_step(&self) -> u64 {
+        (self.options.segment_max_bytes / 4).clamp(4096, ROOM_STEP_BYTES)
+    }
+
+    /// Closes the active segment and begins the next one with `bytes` of room. False: no room for that.
+    fn rotate(&mut self, bytes: u64) -> Result<bool, LogError> {
+        // First, so that bad bytes at the end of a closed segment are never an unfinished commit.
+        self.write()?;
+        self.sync()?;
+        let next = match Active::create(&self.disk, self.active.no + 1, bytes.max(self.room_step())) {
+            Err(error) if error.is_full() => return Ok(false),
+            created => self.poisoning(created)?,
+        };
+        let old = std::mem::replace(&mut self.active, next);
+        if let Err(error) = self.disk.truncate(&old.file, old.end) {
+            tracing::warn!(%error, "room that a closed segment does not need could not be given back");
+        }
+        old.contents.write_index(&self.disk, old.no);
+        self.closed.push(SegmentInfo { no: old.no, bytes: old.end });
+        self.write_meta();
+        Ok(true)
+    }
+
+    fn write_meta(&self) {
+        let oldest_segment = self.closed.first().map_or(self.active.no, |oldest| oldest.no);
+        let meta = Meta { format: FORMAT, oldest_segment, active_segment: self.active.no };
+        let next_sequence = self.next_sequence;
+        let offset = Offset { segment: self.active.no, offset: self.active.end, next_sequence };
+        for (path, json) in [(META, serde_json::to_vec(&meta)), (OFFSET, serde_json::to_vec(&offset))] {
+            let mut bytes = json.unwrap_or_default();
+            bytes.push(b'\n');
+            self.disk.later(Later::Derive { path: path.into(), bytes });
+        }
+    }
+}
+
+impl<D: Disk> Active<D> {
+    fn create(disk: &D, no: u64, room: u64) -> Result<Self, DiskError> {
+        let path = segment::path(no);
+        let file = disk.open(&path, How::CreateNew)?;
+        let mut active = Self { no, file, end: 0, room: 0, contents: Contents::default() };
+        let made = active.reserve(disk, room, room).and_then(|fits| {
+            if !fits {
+                return Err(DiskError::Full {
+                    path: disk.shown(&path),
+                    source: std::io::ErrorKind::StorageFull.into(),
+                });
+            }
+            disk.sync(&active.file)?;
+            disk.sync_folder("queue")
+        });
+        if let Err(error) = made {
+            // The name must be gone for good before the segment before it is written to again: a torn commit in a segment
+            // that is not the newest would be taken for damage.
+            disk.unlink(&path)?;
+            disk.sync_folder("queue")?;
+            return Err(error);
+        }
+        Ok(active)
+    }
+
+    /// Writes newlines up to `wanted`, or a step more when there is room for it.
+    fn reserve(&mut self, disk: &D, wanted: u64, step: u64) -> Result<bool, DiskError> {
+        if wanted <= self.room {
+            return Ok(true);
+        }
+        for target in [wanted.max(self.room.saturating_add(step)), wanted] {
+            match self.fill(disk, target) {
+                Ok(()) => {
+                    disk.sync(&self.file)?;
+                    self.room = target;
+                    return Ok(true);
+                }
+                Err(error) if error.is_full() => disk.truncate(&self.file, self.room)?,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
+    fn fill(&self, disk: &D, target: u64) -> Result<(), DiskError> {
+        self.blank(disk, self.room, target - self.room)
+    }
+
+    /// Writes `bytes` newlines at `at`.
+    fn blank(&self, disk: &D, mut at: u64, bytes: u64) -> Result<(), DiskError> {
+        let newlines = vec![b'\n'; usize::try_from(bytes.min(ROOM_STEP_BYTES)).unwrap_or(0)];
+        let target = at.saturating_add(bytes);
+        while at < target {
+            let bytes = usize::try_from(target - at).map_or(newlines.len(), |rest| rest.min(newlines.len()));
+            disk.write_at(&self.file, at, &newlines[..bytes])?;
+            at += bytes as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the newest segment is what a rotation left that did not get far: without records, and with less room than the
+/// segment before it still holds in reserve (I7).
+fn is_barely_begun(before: &Found, last: &Found) -> bool {
+    let spare = before.file_bytes.saturating_sub(before.contents.covered_bytes);
+    let is_empty = last.contents.first.is_none() && last.torn.is_none() && !last.foreign;
+    is_empty && !before.foreign && last.file_bytes < spare
+}
+
+/// Opens the newest segment for writing, without its torn tail, and makes durable what was read of it.
+fn resume<D: Disk>(disk: &D, found: Found) -> Result<Active<D>, DiskError> {
+    let file = disk.open(&segment::path(found.no), How::Write)?;
+    let mut active = Active {
+        no: found.no,
+        file,
+        end: found.contents.covered_bytes,
+        room: found.file_bytes,
+        contents: found.contents,
+    };
+    if let Some((offset, bytes)) = found.torn {
+        // Overwritten, not cut off: the room behind it is what was reserved for the ends of running attempts (I7).
+        active.blank(disk, offset, bytes)?;
+        disk.sync(&active.file)?;
+    }
+    if found.open_line {
+        disk.write_at(&active.file, active.end, b"\n")?;
+        active.end += 1;
+        active.room = active.room.max(active.end);
+        active.contents.covered_bytes = active.end;
+        active.contents.crc = crc32c::crc32c_append(active.contents.crc, b"\n");
+    }
+    if !found.index_agrees {
+        // After a failed sync the system may hold pages that are not on the disk and that it believes to be clean.
+        let from = active.end.saturating_sub(DOUBT_BYTES);
+        let mut doubt = vec![0; usize::try_from(active.end - from).unwrap_or(0)];
+        let got = disk.read_at(&active.file, from, &mut doubt)?;
+        disk.write_at(&active.file, from, &doubt[..got])?;
+        disk.sync(&active.file)?;
+        disk.sync_folder("queue")?;
+    }
+    Ok(active)
+}

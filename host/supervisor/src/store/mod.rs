@@ -1,0 +1,26 @@
+//! What is kept on disk: the log, and the files around it.
+
+pub mod artifacts;
+pub mod blobs;
+pub mod disk;
+pub mod dlq;
+pub mod idempotency;
+pub mod lock;
+pub mod log;
+pub mod native;
+pub mod recover;
+pub mod repair;
+mod sealed;
+pub mod segment;
+pub mod verify;
+
+#[cfg(test)]
+mod artifacts_tests;
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod log_tests;
+#[cfg(test)]
+mod recover_tests;
+#[cfg(test)]
+mod verify_tests;

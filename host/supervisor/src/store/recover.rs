@@ -1,0 +1,433 @@
+//! Reading the log back: which records are good, which bytes are damage, and which are a tail that was never finished.
+//!
+//! Nothing read is trusted (I11). A record must be whole (checksum) and in its place (sequence). A bad tail without a
+//! good record after it was being written when the power went: it is cut. Every other bad byte is damage: skipped,
+//! named by file and place, kept aside. Reading alone changes nothing (I12).
+
+use std::collections::BTreeSet;
+
+use memchr::memmem;
+use serde::{Deserialize, Serialize, Serializer};
+use tm_core::{
+    queue::event::{Event, Frame},
+    record::codec::{self, BadLine, FORMAT, MARK},
+    time::Millis,
+};
+
+use super::{
+    disk::{Disk, DiskError, read_whole},
+    log::LogError,
+    segment::{self, Contents, Index, LineEnd, Lines},
+};
+
+/// Places in one damaged line that are tried as the beginning of a record.
+const CANDIDATES_MAX: usize = 4096;
+/// No record is shorter: `{"c":"01234567","s":0,"t":0,"e":[]}`.
+const RECORD_MIN_BYTES: u64 = 35;
+/// Numbers above this cannot be: at a million records a second they would take centuries.
+const SEQUENCE_MAX: u64 = 1 << 53;
+const DERIVED_MAX_BYTES: u64 = 16 * 1024 * 1024;
+
+/// What opening found, besides the frames.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Recovery {
+    /// Frames that were replayed.
+    pub frames: u64,
+    pub segments: u64,
+    /// Of the tail that was never finished.
+    pub cut_bytes: u64,
+    pub damaged: Vec<Damage>,
+    /// The newest frame's time.
+    pub last_at: Millis,
+    /// What the next frame gets.
+    pub next_sequence: u64,
+}
+
+/// One stretch of a segment that is not what was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Damage {
+    pub file: String,
+    pub offset: u64,
+    /// 0 when nothing is there: records are missing.
+    pub bytes: u64,
+    /// The records that are missing because of it, first and last.
+    pub lost: Option<(u64, u64)>,
+    #[serde(serialize_with = "in_words")]
+    pub why: Why,
+    /// The segment, for repair.
+    #[serde(skip)]
+    pub(super) segment: u64,
+}
+
+fn in_words<S: Serializer>(why: &Why, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_str(why)
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Why {
+    #[error("not a record: {0}")]
+    Line(BadLine),
+    #[error("a line longer than {} bytes", segment::LINE_MAX_BYTES)]
+    TooLong,
+    #[error("record {sequence} is here a second time, where {expected} should be")]
+    Doubled { sequence: u64, expected: u64 },
+    #[error("record {sequence} is of another log: {expected} should be here")]
+    Foreign { sequence: u64, expected: u64 },
+    #[error("the whole file is of another log: it begins with record {first}")]
+    ForeignSegment { first: u64 },
+    #[error("records are missing here")]
+    Gap,
+    #[error("records are missing at the end, as the segment's index knows")]
+    MissingEnd,
+    #[error("segments before this one are missing, as queue.meta knows")]
+    MissingStart,
+    #[error("every segment is missing, as queue.meta knows")]
+    MissingAll,
+}
+
+/// `queue.meta`: where the log begins and ends. Derived, for people and tools.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Meta {
+    pub(super) format: u32,
+    pub(super) oldest_segment: u64,
+    pub(super) active_segment: u64,
+}
+
+/// Lost records that `repair` has accepted: they are not named again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Accepted {
+    pub(super) lost: BTreeSet<(u64, u64)>,
+}
+
+pub(super) const META: &str = "queue/queue.meta";
+pub(super) const ACCEPTED: &str = "queue/damaged/accepted.json";
+
+pub(super) fn derived<D: Disk, T: for<'de> Deserialize<'de>>(disk: &D, path: &str) -> Option<T> {
+    serde_json::from_slice(&read_whole(disk, path, DERIVED_MAX_BYTES).ok()?).ok()
+}
+
+/// A segment as it was found.
+pub(super) struct Found {
+    pub(super) no: u64,
+    pub(super) file_bytes: u64,
+    pub(super) contents: Contents,
+    /// Nothing of it is believed.
+    pub(super) foreign: bool,
+    /// A torn tail, with its length.
+    pub(super) torn: Option<(u64, u64)>,
+    /// The last good record lacks its newline.
+    pub(super) open_line: bool,
+    pub(super) index_agrees: bool,
+}
+
+/// Replays the log and changes nothing: for `stats` of a queue that nobody owns, and for `verify`.
+///
+/// # Errors
+/// When the queue folder cannot be read, or its format is a newer one.
+pub fn read<D: Disk>(disk: &D, each: &mut dyn FnMut(Frame, u64)) -> Result<Recovery, LogError> {
+    replay(disk, each).map(|(recovery, _)| recovery)
+}
+
+pub(super) fn replay<D: Disk>(disk: &D, each: &mut dyn FnMut(Frame, u64)) -> Result<(Recovery, Vec<Found>), LogError> {
+    let segments = segment::list(disk)?;
+    let meta: Option<Meta> = derived(disk, META);
+    if let Some(meta) = &meta
+        && meta.format > FORMAT
+    {
+        return Err(LogError::Newer { file: disk.shown(META), format: meta.format, known: FORMAT });
+    }
+    let mut firsts = Vec::with_capacity(segments.len());
+    for &(no, _) in &segments {
+        firsts.push(first_sequence(disk, no)?);
+    }
+    let ours = ascending(&firsts);
+    let accepted = derived(disk, ACCEPTED).unwrap_or_default();
+    let mut replay = Replay {
+        disk,
+        each,
+        recovery: Recovery { segments: segments.len() as u64, ..Recovery::default() },
+        accepted,
+        expected: None,
+        held: None,
+        ceiling: SEQUENCE_MAX,
+        bad: None,
+        contents: Contents::default(),
+        open_line: false,
+    };
+    if let (Some(meta), Some(&(no, _))) = (&meta, segments.first())
+        && no > meta.oldest_segment
+    {
+        replay.damage(no, 0, 0, None, Why::MissingStart);
+    }
+    if let (Some(meta), true) = (&meta, segments.is_empty()) {
+        replay.damage(meta.oldest_segment, 0, 0, None, Why::MissingAll);
+    }
+    let mut found = Vec::with_capacity(segments.len());
+    for (place, &(no, file_bytes)) in segments.iter().enumerate() {
+        let last = place + 1 == segments.len();
+        if let Some(first) = firsts[place]
+            && !ours[place]
+        {
+            replay.damage(no, 0, file_bytes, None, Why::ForeignSegment { first });
+            let contents = Contents::default();
+            found.push(Found {
+                no,
+                file_bytes,
+                contents,
+                foreign: true,
+                torn: None,
+                open_line: false,
+                index_agrees: true,
+            });
+            continue;
+        }
+        let later = (place + 1..segments.len()).find(|&later| ours[later] && firsts[later].is_some());
+        replay.ceiling = later.and_then(|later| firsts[later]).unwrap_or(SEQUENCE_MAX);
+        found.push(replay.segment(no, file_bytes, last)?);
+    }
+    replay.recovery.next_sequence = replay.expected.unwrap_or(1);
+    Ok((replay.recovery, found))
+}
+
+/// The sequence of the first good record of a segment.
+fn first_sequence<D: Disk>(disk: &D, no: u64) -> Result<Option<u64>, DiskError> {
+    let mut lines = Lines::open(disk, no)?;
+    while let Some(line) = lines.next()? {
+        if let Ok((sequence, _)) = codec::decode(line.bytes)
+            && sequence < SEQUENCE_MAX
+        {
+            return Ok(Some(sequence));
+        }
+    }
+    Ok(None)
+}
+
+/// Which segments form the longest ascending row (the one that ends lowest among equals): the others are foreign.
+fn ascending(firsts: &[Option<u64>]) -> Vec<bool> {
+    // Patience sorting: `tails[n]` is the place with the lowest number that ends a row of n + 1.
+    let mut tails: Vec<usize> = Vec::new();
+    let mut before = vec![None; firsts.len()];
+    for (place, first) in firsts.iter().enumerate() {
+        let Some(first) = first else { continue };
+        let row = tails.partition_point(|&tail| firsts[tail].is_some_and(|tail| tail < *first));
+        before[place] = row.checked_sub(1).map(|row| tails[row]);
+        if row == tails.len() {
+            tails.push(place);
+        } else {
+            tails[row] = place;
+        }
+    }
+    let mut ours: Vec<_> = firsts.iter().map(Option::is_none).collect();
+    let mut next = tails.last().copied();
+    while let Some(place) = next {
+        ours[place] = true;
+        next = before[place];
+    }
+    ours
+}
+
+struct Bad {
+    offset: u64,
+    end: u64,
+    /// Of the file up to `end`.
+    crc: u32,
+    why: Why,
+}
+
+struct Good {
+    sequence: u64,
+    frame: Frame,
+    offset: u64,
+    end: u64,
+    crc: u32,
+}
+
+struct Replay<'r, D: Disk> {
+    disk: &'r D,
+    each: &'r mut dyn FnMut(Frame, u64),
+    recovery: Recovery,
+    accepted: Accepted,
+    /// None before the first record.
+    expected: Option<u64>,
+    /// A record that jumps ahead; the next one tells whether records are missing or this one is foreign.
+    held: Option<Good>,
+    /// The first record of the next segment: no record of this one reaches it.
+    ceiling: u64,
+    bad: Option<Bad>,
+    contents: Contents,
+    open_line: bool,
+}
+
+impl<D: Disk> Replay<'_, D> {
+    fn damage(&mut self, no: u64, offset: u64, bytes: u64, lost: Option<(u64, u64)>, why: Why) {
+        let file = self.disk.shown(&segment::path(no));
+        self.recovery.damaged.push(Damage { file, offset, bytes, lost, why, segment: no });
+    }
+
+    fn segment(&mut self, no: u64, file_bytes: u64, last: bool) -> Result<Found, LogError> {
+        let index = Index::load(self.disk, no);
+        let mut lines = Lines::open(self.disk, no)?;
+        self.contents = Contents::default();
+        self.open_line = false;
+        while let Some(line) = lines.next()? {
+            let (offset, end) = (line.offset, line.end);
+            let after = offset + line.bytes.len() as u64 + u64::from(end == LineEnd::Newline);
+            let outcome = match end {
+                LineEnd::TooLong => Err(Why::TooLong),
+                LineEnd::Newline | LineEnd::File => match codec::decode(line.bytes) {
+                    Ok((sequence, frame)) => Ok((0, sequence, frame)),
+                    Err(why) => {
+                        self.refuse_newer(no, line.bytes, &why)?;
+                        self.within(line.bytes).ok_or(Why::Line(why))
+                    }
+                },
+            };
+            let crc = lines.crc();
+            self.open_line = end == LineEnd::File;
+            match outcome {
+                Ok((place, sequence, frame)) => {
+                    if place > 0 {
+                        self.extend_bad(offset, offset + place, crc, Why::Line(BadLine::Checksum));
+                    }
+                    self.refuse_newer_frame(no, &frame)?;
+                    self.good(no, Good { sequence, frame, offset: offset + place, end: after, crc });
+                }
+                Err(why) => self.extend_bad(offset, after, crc, why),
+            }
+        }
+        if let Some(held) = self.held.take() {
+            self.accept(no, held);
+        }
+        let torn = self.end_of_segment(no, last, index.as_ref());
+        let contents = std::mem::take(&mut self.contents);
+        let index_agrees = index.is_some_and(|index| index.agrees(&contents));
+        Ok(Found { no, file_bytes, contents, foreign: false, torn, open_line: self.open_line, index_agrees })
+    }
+
+    /// A record inside a damaged line, whose own beginning was a line's end before the damage.
+    fn within(&self, line: &[u8]) -> Option<(u64, u64, Frame)> {
+        let expected = self.expected.unwrap_or(0);
+        memmem::find_iter(line, MARK).filter(|&place| place > 0).take(CANDIDATES_MAX).find_map(|place| {
+            let (sequence, frame) = codec::decode(&line[place..]).ok()?;
+            let place = place as u64;
+            // Payloads are a tenant's own text and may look like a record. What is lost before a real one fits into
+            // the bytes before it.
+            let plausible = expected..=expected + 1 + place / RECORD_MIN_BYTES;
+            (self.expected.is_none() || plausible.contains(&sequence)).then_some((place, sequence, frame))
+        })
+    }
+
+    fn extend_bad(&mut self, offset: u64, end: u64, crc: u32, why: Why) {
+        match &mut self.bad {
+            Some(bad) => (bad.end, bad.crc) = (end, crc),
+            None => self.bad = Some(Bad { offset, end, crc, why }),
+        }
+    }
+
+    fn good(&mut self, no: u64, good: Good) {
+        let bad = self.bad.take();
+        let expected = self.expected.unwrap_or(good.sequence);
+        if let Some(bad) = bad {
+            // What is lost with it shows when the next record is accepted.
+            self.damage(no, bad.offset, bad.end - bad.offset, None, bad.why);
+        }
+        let bytes = good.end - good.offset;
+        if good.sequence < expected {
+            let why = Why::Doubled { sequence: good.sequence, expected };
+            self.damage(no, good.offset, bytes, None, why);
+        } else if good.sequence >= self.ceiling {
+            let why = Why::Foreign { sequence: good.sequence, expected };
+            self.damage(no, good.offset, bytes, None, why);
+        } else if let Some(held) = self.held.take() {
+            if good.sequence > held.sequence {
+                self.accept(no, held);
+            } else {
+                let why = Why::Foreign { sequence: held.sequence, expected };
+                self.damage(no, held.offset, held.end - held.offset, None, why);
+            }
+            self.good(no, good);
+        } else if good.sequence > expected {
+            self.held = Some(good);
+        } else {
+            self.accept(no, good);
+        }
+    }
+
+    fn accept(&mut self, no: u64, good: Good) {
+        if let Some(expected) = self.expected
+            && good.sequence > expected
+        {
+            let lost = (expected, good.sequence - 1);
+            let ends_here =
+                |bad: &&mut Damage| bad.segment == no && bad.bytes > 0 && bad.offset + bad.bytes == good.offset;
+            match self.recovery.damaged.iter_mut().rev().take(4).find(ends_here) {
+                Some(bad) => bad.lost = Some(lost),
+                None if self.accepted.lost.contains(&lost) => {}
+                None => self.damage(no, good.offset, 0, Some(lost), Why::Gap),
+            }
+        }
+        self.expected = Some(good.sequence + 1);
+        self.contents.record(good.sequence, good.offset);
+        (self.contents.covered_bytes, self.contents.crc) = (good.end, good.crc);
+        self.recovery.frames += 1;
+        self.recovery.last_at = self.recovery.last_at.max(good.frame.at);
+        (self.each)(good.frame, no);
+    }
+
+    /// Decides what the bytes after the last good record are.
+    fn end_of_segment(&mut self, no: u64, last: bool, index: Option<&Index>) -> Option<(u64, u64)> {
+        let known_end = index.map_or(0, |index| index.covered_bytes);
+        let known_last = index.and_then(|index| index.last);
+        let lost = match (self.expected, known_last) {
+            (Some(expected), Some(known)) if known >= expected => Some((expected, known)),
+            (None, Some(known)) => Some((index.and_then(|index| index.first).unwrap_or(known), known)),
+            _ => None,
+        };
+        match self.bad.take() {
+            // Bytes that were whole at a rotation or a clean stop were not being written when the power went.
+            Some(bad) if last && bad.offset >= known_end => {
+                self.open_line = false;
+                self.recovery.cut_bytes += bad.end - bad.offset;
+                return Some((bad.offset, bad.end - bad.offset));
+            }
+            Some(bad) => {
+                (self.contents.covered_bytes, self.contents.crc) = (bad.end, bad.crc);
+                self.damage(no, bad.offset, bad.end - bad.offset, lost, bad.why);
+            }
+            None => {
+                if let Some(lost) = lost.filter(|lost| !self.accepted.lost.contains(lost)) {
+                    self.damage(no, self.contents.covered_bytes, 0, Some(lost), Why::MissingEnd);
+                }
+            }
+        }
+        None
+    }
+
+    fn refuse_newer_frame(&self, no: u64, frame: &Frame) -> Result<(), LogError> {
+        let newer = frame.events.iter().find_map(|event| match event {
+            Event::Created { format, .. } if *format > FORMAT => Some(*format),
+            _ => None,
+        });
+        newer.map_or(Ok(()), |format| Err(self.newer(no, format)))
+    }
+
+    /// A record with the right checksum that this version cannot read may say itself that it is of a newer format.
+    fn refuse_newer(&self, no: u64, line: &[u8], why: &BadLine) -> Result<(), LogError> {
+        if !matches!(why, BadLine::Content(_)) {
+            return Ok(());
+        }
+        let format = serde_json::from_slice::<serde_json::Value>(line).ok().and_then(|line| {
+            let formats =
+                line.get("e")?.as_array()?.iter().filter_map(|event| event.get("Created")?.get("format")?.as_u64());
+            formats.max()
+        });
+        match format.and_then(|format| u32::try_from(format).ok()) {
+            Some(format) if format > FORMAT => Err(self.newer(no, format)),
+            _ => Ok(()),
+        }
+    }
+
+    fn newer(&self, no: u64, format: u32) -> LogError {
+        LogError::Newer { file: self.disk.shown(&segment::path(no)), format, known: FORMAT }
+    }
+}

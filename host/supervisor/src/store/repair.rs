@@ -1,0 +1,116 @@
+//! Damage set aside, and the queue made whole around it.
+
+use super::{
+    disk::{self, Disk, DiskError, How},
+    log::{Log, LogError, LogOptions},
+    recover::{self, ACCEPTED, Accepted, Damage, META, Why},
+    segment,
+    verify::{Action, Report, damaged_letters, opening},
+};
+
+const FOLDER: &str = "queue/damaged";
+const CHUNK_BYTES: usize = 1024 * 1024;
+
+/// Makes the log whole around its damage, or with `dry_run` only says how.
+///
+/// Damaged bytes are copied to `queue/damaged/`, then overwritten with newlines; what is lost with them is written down
+/// there and not named again; a file of another log is moved there. A torn tail is cut and indexes are rebuilt, as
+/// opening does. Nobody else may write: hold the locks.
+///
+/// # Errors
+/// Those of the disk; what was done before stays done, and repeating it goes on.
+pub fn repair<D: Disk>(disk: &D, dry_run: bool) -> Result<Report, LogError> {
+    let (log, found) = recover::replay(disk, &mut |_, _| {})?;
+    let mut actions = opening(disk, &log, &found);
+    for damage in &log.damaged {
+        let file = damage.file.clone();
+        match damage.why {
+            Why::ForeignSegment { .. } => actions.push(Action::MoveAway { file }),
+            _ if damage.bytes > 0 => actions.push(Action::Blank { file, offset: damage.offset, bytes: damage.bytes }),
+            _ => {}
+        }
+    }
+    let report = Report { actions, damaged_letters: damaged_letters(disk)?, log };
+    if dry_run {
+        return Ok(report);
+    }
+    accept(disk, &report.log.damaged)?;
+    for damage in &report.log.damaged {
+        match damage.why {
+            Why::ForeignSegment { .. } => move_away(disk, damage)?,
+            Why::MissingStart | Why::MissingAll => disk.unlink(META)?,
+            _ => blank(disk, damage)?,
+        }
+    }
+    // Cuts the tail, rebuilds indexes, writes the derived files.
+    let (log, _) = Log::open(disk.clone(), LogOptions::default(), &mut |_, _| {})?;
+    log.close()?;
+    Ok(report)
+}
+
+/// Writes down what is lost, before the damage that explains it goes.
+fn accept<D: Disk>(disk: &D, damaged: &[Damage]) -> Result<(), DiskError> {
+    let lost: Vec<_> = damaged.iter().filter_map(|damage| damage.lost).collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    disk::create_folders(disk, FOLDER)?;
+    let mut accepted: Accepted = recover::derived(disk, ACCEPTED).unwrap_or_default();
+    accepted.lost.extend(lost);
+    disk::replace(disk, ACCEPTED, &serde_json::to_vec(&accepted).unwrap_or_default())
+}
+
+fn move_away<D: Disk>(disk: &D, damage: &Damage) -> Result<(), DiskError> {
+    disk::create_folders(disk, FOLDER)?;
+    let from = segment::path(damage.segment);
+    disk.rename(&from, &format!("{FOLDER}/{}", from.rsplit('/').next().unwrap_or_default()))
+}
+
+fn blank<D: Disk>(disk: &D, damage: &Damage) -> Result<(), DiskError> {
+    if damage.bytes == 0 {
+        return Ok(());
+    }
+    copy_aside(disk, damage)?;
+    let file = disk.open(&segment::path(damage.segment), How::Write)?;
+    let newlines = vec![b'\n'; CHUNK_BYTES];
+    let mut done = 0;
+    while done < damage.bytes {
+        let bytes = usize::try_from(damage.bytes - done).map_or(CHUNK_BYTES, |rest| rest.min(CHUNK_BYTES));
+        disk.write_at(&file, damage.offset + done, &newlines[..bytes])?;
+        done += bytes as u64;
+    }
+    disk.sync(&file)
+}
+
+/// Copies damaged bytes to `queue/damaged/`, once. Failing is no reason not to open: the bytes also stay where they are.
+pub(super) fn keep_aside<D: Disk>(disk: &D, damage: &Damage) {
+    if damage.bytes == 0 {
+        return;
+    }
+    if let Err(error) = copy_aside(disk, damage) {
+        tracing::warn!(%error, "damaged bytes could not be copied to the folder damaged");
+    }
+}
+
+fn copy_aside<D: Disk>(disk: &D, damage: &Damage) -> Result<(), DiskError> {
+    disk::create_folders(disk, FOLDER)?;
+    let path = format!("{FOLDER}/segment-{:06}-{}.bin", damage.segment, damage.offset);
+    let to = match disk.open(&path, How::CreateNew) {
+        Err(DiskError::Exists { .. }) => return Ok(()),
+        created => created?,
+    };
+    let from = disk.open(&segment::path(damage.segment), How::Read)?;
+    let mut done = 0;
+    let mut buffer = vec![0; CHUNK_BYTES];
+    while done < damage.bytes {
+        let wanted = usize::try_from(damage.bytes - done).map_or(CHUNK_BYTES, |rest| rest.min(CHUNK_BYTES));
+        let got = disk.read_at(&from, damage.offset + done, &mut buffer[..wanted])?;
+        if got == 0 {
+            break;
+        }
+        disk.write_at(&to, done, &buffer[..got])?;
+        done += got as u64;
+    }
+    disk.sync(&to)?;
+    disk.sync_folder(FOLDER)
+}

@@ -1,0 +1,43 @@
+//! Small files with a checksum of their own: one line of JSON that begins as a frame does, `{"c":"<crc32c>",`.
+
+use serde::{Serialize, de::DeserializeOwned};
+use tm_core::record::codec::MARK;
+
+/// The line of a value that serialises as a JSON object.
+pub(super) fn seal<T: Serialize>(value: &T) -> Vec<u8> {
+    let body = serde_json::to_vec(value).unwrap_or_default();
+    let rest = body.get(1..).unwrap_or_default();
+    let mut bytes = format!("{{\"c\":\"{:08x}\",", crc32c::crc32c(rest)).into_bytes();
+    bytes.extend_from_slice(rest);
+    bytes.push(b'\n');
+    bytes
+}
+
+/// The value, when every byte is as it was written.
+pub(super) fn unseal<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let rest = bytes.strip_prefix(MARK)?;
+    let (stated, rest) = rest.split_at_checked(8)?;
+    let body = rest.strip_prefix(b"\",")?.strip_suffix(b"\n")?;
+    if stated != format!("{:08x}", crc32c::crc32c(body)).as_bytes() {
+        return None;
+    }
+    serde_json::from_slice(&[b"{", body].concat()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn every_flipped_byte_is_seen() {
+        let value = BTreeMap::from([("a".to_owned(), 1), ("b".to_owned(), 2)]);
+        let bytes = seal(&value);
+        assert_eq!(unseal(&bytes), Some(value));
+        for place in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[place] ^= 0x20;
+            assert_eq!(unseal::<BTreeMap<String, u32>>(&bad), None, "byte {place}");
+        }
+    }
+}

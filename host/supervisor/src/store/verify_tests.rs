@@ -1,0 +1,82 @@
+//! Verify tells what recovery does, and repair makes it true for good.
+
+use super::{
+    disk::{Disk, How, MemDisk, read_whole},
+    log_tests::{open, put, small},
+    repair::repair,
+    segment,
+    verify::{Action, verify},
+};
+
+fn damaged_queue() -> MemDisk {
+    let disk = MemDisk::default();
+    let (mut log, ..) = open(&disk, small());
+    put(&mut log, 0..24);
+    log.close().unwrap();
+    let file = disk.open(&segment::path(1), How::Write).unwrap();
+    disk.write_at(&file, 150, b"#").unwrap();
+    let active = segment::path(3);
+    let end = read_whole(&disk, &active, 1 << 20).unwrap().iter().rposition(|&byte| byte != b'\n').unwrap() as u64;
+    let file = disk.open(&active, How::Write).unwrap();
+    disk.write_at(&file, end + 2, b"{\"c\":\"torn").unwrap();
+    disk
+}
+
+fn names(actions: &[Action]) -> Vec<&'static str> {
+    let mut names: Vec<_> = actions
+        .iter()
+        .map(|action| match action {
+            Action::Cut { .. } => "cut",
+            Action::KeepAside { .. } => "keep-aside",
+            Action::RebuildIndex { .. } => "rebuild-index",
+            Action::Blank { .. } => "blank",
+            Action::MoveAway { .. } => "move-away",
+        })
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn verify_and_a_dry_run_tell_the_story_of_recovery_and_change_nothing() {
+    let disk = damaged_queue();
+    let before = disk.list("queue").unwrap();
+    let told = verify(&disk, &mut |_, _| {}).unwrap();
+    assert_eq!(names(&told.actions), ["cut", "keep-aside", "rebuild-index"]);
+    assert!(told.is_damaged() && told.log.cut_bytes == 11);
+    let dry = repair(&disk, true).unwrap();
+    assert_eq!(names(&dry.actions), ["blank", "cut", "keep-aside", "rebuild-index"]);
+    assert_eq!(disk.list("queue").unwrap(), before);
+    let (_, recovery, _) = open(&disk, small());
+    assert_eq!((&recovery, &dry.log), (&told.log, &told.log));
+}
+
+#[test]
+fn after_a_repair_nothing_is_named_any_more_and_no_good_record_is_lost() {
+    let disk = damaged_queue();
+    let told = repair(&disk, false).unwrap();
+    assert_eq!(told.log.damaged[0].lost, Some((2, 2)));
+    let again = verify(&disk, &mut |_, _| {}).unwrap();
+    assert_eq!((again.actions.as_slice(), again.is_damaged(), again.log.frames), (&[][..], false, told.log.frames));
+    let aside: Vec<_> = disk.list("queue/damaged").unwrap().into_iter().map(|entry| entry.name).collect();
+    assert_eq!(aside.len(), 2, "the bytes and what was lost: {aside:?}");
+    let (mut log, _, seen) = open(&disk, small());
+    assert_eq!(seen.len(), 23);
+    put(&mut log, 24..25);
+}
+
+#[test]
+fn a_segment_of_another_log_is_moved_away() {
+    let (disk, other) = (MemDisk::default(), MemDisk::default());
+    let (mut log, ..) = open(&disk, small());
+    put(&mut log, 0..24);
+    log.close().unwrap();
+    let (mut log, ..) = open(&other, small());
+    put(&mut log, 0..5);
+    log.close().unwrap();
+    let file = disk.open(&segment::path(4), How::CreateNew).unwrap();
+    disk.write_at(&file, 0, &read_whole(&other, &segment::path(1), 1 << 20).unwrap()).unwrap();
+    assert_eq!(repair(&disk, false).unwrap().log.frames, 24);
+    let again = verify(&disk, &mut |_, _| {}).unwrap();
+    assert_eq!((again.is_damaged(), again.log.frames), (false, 24));
+}

@@ -1,0 +1,174 @@
+//! `tm enqueue`: one run, or a batch of JSON lines, pipelined.
+
+use std::{
+    io::{self, Write as _},
+    path::Path,
+};
+
+use tm_core::{
+    api::{EnqueueRequest, Reply, Request, RunEnd, RunState},
+    json::Json,
+};
+
+use crate::cli::{
+    args::{EnqueueArgs, EnqueueFlags, Folders},
+    client::{Need, Session},
+    commands::{batch, queue_runs},
+    exit::{End, Failure, Outcome},
+    flow::{Flow, Known},
+    render, values,
+};
+
+pub(crate) fn run(args: &EnqueueArgs) -> Outcome {
+    match &args.batch {
+        None => one(&args.flow, &args.input, &args.flags, &args.folders, args.json.json),
+        Some(lines) => many(args, lines),
+    }
+}
+
+/// Enqueues one run and says what became of it; with `--wait`, how it ended.
+pub(crate) fn one(flow: &str, input: &str, flags: &EnqueueFlags, folders: &Folders, json: bool) -> Outcome {
+    // Everything that can be wrong with the arguments is found before the queue is touched.
+    let template = Template::of(flags)?;
+    let input = values::input(input)?;
+    let tenant = &flags.tenant.tenant;
+    let flow = Flow::open(flow, tenant)?;
+    let need = if flags.wait { Need::Wait } else { flow.need() };
+    let mut session = Session::open(folders, flags.backend.queue, need)?;
+    let known = flow.register(&mut session, tenant)?;
+    let request = Request::Enqueue(Box::new(template.request(&known, tenant, input)));
+    let reply = session.ask(&request)?;
+    if flags.wait { wait(&mut session, reply, &known.id, json) } else { accepted(&reply, &known.id, json) }
+}
+
+fn many(args: &EnqueueArgs, lines: &Path) -> Outcome {
+    let template = Template::of(&args.flags)?;
+    let tenant = &args.flags.tenant.tenant;
+    let flow = Flow::open(&args.flow, tenant)?;
+    let source = batch::open(lines)?;
+    let mut session = Session::open(&args.folders, args.flags.backend.queue, flow.need())?;
+    let known = flow.register(&mut session, tenant)?;
+    batch::run(source, &mut session, |line| line.over(&template).map(|(own, input)| own.request(&known, tenant, input)))
+}
+
+/// What all runs of one command share, from its flags.
+#[derive(Clone)]
+pub(crate) struct Template {
+    pub(crate) idempotency_key: Option<String>,
+    pub(crate) headers: Option<Json>,
+    pub(crate) trace: Option<Json>,
+    pub(crate) at: Option<tm_core::time::Millis>,
+    pub(crate) delay_ms: Option<u64>,
+    pub(crate) priority: Option<u8>,
+}
+
+impl Template {
+    fn of(flags: &EnqueueFlags) -> Result<Self, Failure> {
+        let object =
+            |text: &Option<String>, flag: &str| text.as_ref().map(|text| values::object(text, flag)).transpose();
+        let trace = object(&flags.trace, "--trace")?;
+        if trace.as_ref().is_some_and(|trace| !has_traceparent(trace)) {
+            return Err(Failure::usage("--trace has no text 'traceparent'")
+                .hint("--trace '{\"traceparent\": \"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\"}'"));
+        }
+        Ok(Self {
+            idempotency_key: flags.idempotency_key.clone(),
+            headers: object(&flags.headers, "--headers")?,
+            trace,
+            at: flags.at,
+            delay_ms: flags.delay,
+            priority: flags.priority,
+        })
+    }
+
+    fn request(self, flow: &Known, tenant: &str, input: Json) -> EnqueueRequest {
+        EnqueueRequest {
+            tenant: tenant.to_owned(),
+            flow: flow.id.clone(),
+            input,
+            idempotency_key: self.idempotency_key,
+            headers: self.headers,
+            trace: self.trace,
+            at: self.at,
+            delay_ms: self.delay_ms,
+            priority: self.priority,
+            env: flow.env.clone(),
+        }
+    }
+}
+
+fn has_traceparent(trace: &Json) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Trace {
+        #[serde(rename = "traceparent")]
+        _traceparent: String,
+    }
+    serde_json::from_str::<Trace>(trace.get()).is_ok()
+}
+
+/// Says what the queue answered.
+fn accepted(reply: &Reply, flow: &str, json: bool) -> Outcome {
+    let mut out = io::stdout().lock();
+    match reply {
+        Reply::Enqueued { run } if json => {
+            render::json_line(&mut out, &EnqueuedLine { id: run, flow_id: flow, status: "enqueued" })?;
+        }
+        Reply::Enqueued { run } => writeln!(out, "enqueued task {run} for flow '{flow}'")?,
+        Reply::Duplicate { run, state, result } if json => {
+            let line = DuplicateLine { id: run, flow_id: flow, status: "duplicate", state: *state, result };
+            render::json_line(&mut out, &line)?;
+        }
+        Reply::Duplicate { result: Some(result), .. } => {
+            writeln!(out, "duplicate request (served from idempotency cache)\n{}", result.get())?;
+        }
+        Reply::Duplicate { run, state: RunState::Active, .. } => {
+            writeln!(out, "duplicate request (task {run} is still in flight)")?;
+        }
+        Reply::Duplicate { run, state, .. } => {
+            writeln!(out, "duplicate request (task {run} is {})", render::run_state(*state))?;
+        }
+        other => return Err(Failure::unexpected("an enqueue", other)),
+    }
+    Ok(End::Done)
+}
+
+#[derive(serde::Serialize)]
+struct EnqueuedLine<'a> {
+    id: &'a tm_core::id::RunId,
+    flow_id: &'a str,
+    status: &'a str,
+}
+
+/// A result is carried as it is: a `json!` would round its numbers.
+#[derive(serde::Serialize)]
+struct DuplicateLine<'a> {
+    id: &'a tm_core::id::RunId,
+    flow_id: &'a str,
+    status: &'a str,
+    state: RunState,
+    result: &'a Option<Json>,
+}
+
+fn wait(session: &mut Session, reply: Reply, flow: &str, json: bool) -> Outcome {
+    let run = match &reply {
+        Reply::Enqueued { run } => *run,
+        Reply::Duplicate { run, result: Some(result), .. } => {
+            let output = Some(result.clone());
+            let end = RunEnd { run_id: *run, status: RunState::Succeeded, output, exec_ms: 0, error: None };
+            if !json {
+                writeln!(io::stdout(), "duplicate request (served from idempotency cache)")?;
+            }
+            return queue_runs::ended(&end);
+        }
+        Reply::Duplicate { run, .. } => *run,
+        other => return Err(Failure::unexpected("an enqueue", other)),
+    };
+    if !json {
+        accepted(&reply, flow, false)?;
+        io::stdout().flush()?;
+    }
+    match session.ask(&Request::Wait { run })? {
+        Reply::Ended(end) => queue_runs::ended(&end),
+        other => Err(Failure::unexpected("a wait", &other)),
+    }
+}

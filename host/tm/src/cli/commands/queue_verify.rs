@@ -1,0 +1,112 @@
+//! `tm queue verify` and `repair`: what is damaged, what opening and repair would do, and doing it.
+
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
+
+use serde::Serialize;
+use tm_core::queue::{check, state::State};
+use tm_supervisor::store::{
+    disk::RealDisk,
+    lock::{Lock, Locks, Role},
+    recover::Damage,
+    repair,
+    verify::{self, Action, Report},
+};
+
+use crate::cli::{
+    args::{Folders, RepairArgs, VerifyArgs},
+    exit::{End, Failure, Outcome},
+    render,
+};
+
+/// How long a command that is just writing is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// `tm queue verify`: reads, and changes nothing (I12).
+pub(crate) fn verify(args: &VerifyArgs) -> Outcome {
+    let disk = existing(&args.folders)?;
+    if let Some(holder) = Lock::holder(&args.folders.queue_dir)? {
+        eprintln!(
+            "warning: {} process {} is writing: what it has not finished shows as an unfinished tail",
+            holder.role, holder.pid
+        );
+    }
+    let mut state = State::default();
+    let report = verify::verify(&disk, &mut |frame, segment| state.replay(&frame, segment))?;
+    let broken = check::check(&state);
+    print(&report, &broken, "would ", args.json.json)?;
+    Ok(if report.is_damaged() || !broken.is_empty() { End::Damaged } else { End::Done })
+}
+
+/// `tm queue repair`: needs the queue for itself.
+pub(crate) fn repair(args: &RepairArgs) -> Outcome {
+    let disk = existing(&args.folders)?;
+    if args.dry_run {
+        let report = repair::repair(&disk, true)?;
+        print(&report, &[], "would ", args.json.json)?;
+        return Ok(if report.is_damaged() { End::Damaged } else { End::Done });
+    }
+    let locks = Locks::acquire(&args.folders.roots(), Role::Repair, PATIENCE)?;
+    let report = repair::repair(&disk, false)?;
+    drop(locks);
+    print(&report, &[], "", args.json.json)?;
+    Ok(End::Done)
+}
+
+fn existing(folders: &Folders) -> Result<RealDisk, Failure> {
+    if !folders.queue_dir.is_dir() {
+        return Err(Failure::no_queue(&folders.queue_dir));
+    }
+    Ok(RealDisk::existing(&folders.roots())?)
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    /// Rules of the state that do not hold, in words.
+    broken: &'a [String],
+}
+
+fn print(report: &Report, broken: &[String], would: &str, json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if json {
+        return render::json_line(&mut out, &Line { report, broken });
+    }
+    writeln!(out, "{} records in {} segments", report.log.frames, report.log.segments)?;
+    report.log.damaged.iter().try_for_each(|damage| damaged(&mut out, damage))?;
+    report.damaged_letters.iter().try_for_each(|file| writeln!(out, "damaged {file}: not a dead letter"))?;
+    broken.iter().try_for_each(|rule| writeln!(out, "broken rule: {rule}"))?;
+    report.actions.iter().try_for_each(|action| acted(&mut out, action, would))?;
+    if report.is_damaged() || !broken.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "no damage")
+}
+
+fn damaged(out: &mut impl Write, damage: &Damage) -> io::Result<()> {
+    write!(out, "damaged {} at byte {}, {} bytes: {}", damage.file, damage.offset, damage.bytes, damage.why)?;
+    match damage.lost {
+        Some((first, last)) if first == last => writeln!(out, "; record {first} is lost"),
+        Some((first, last)) => writeln!(out, "; records {first} to {last} are lost"),
+        None => writeln!(out),
+    }
+}
+
+fn acted(out: &mut impl Write, action: &Action, would: &str) -> io::Result<()> {
+    match action {
+        Action::Cut { file, offset, bytes } => {
+            writeln!(out, "{would}cut {bytes} bytes of an unfinished tail: {file} at byte {offset}")
+        }
+        Action::KeepAside { file, offset, bytes } => {
+            writeln!(out, "{would}copy {bytes} damaged bytes to the folder damaged: {file} at byte {offset}")
+        }
+        Action::RebuildIndex { file } => writeln!(out, "{would}rebuild {file}"),
+        Action::Blank { file, offset, bytes } => {
+            writeln!(out, "{would}blank {bytes} damaged bytes: {file} at byte {offset}")
+        }
+        Action::MoveAway { file } => writeln!(out, "{would}move to the folder damaged: {file}"),
+    }
+}

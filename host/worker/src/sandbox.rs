@@ -1,0 +1,13 @@
+//! The wasmtime surface, and all of it: engines, linkers, stores, limits, and what a guest may reach.
+
+pub mod artifacts;
+pub mod capture;
+pub mod compile;
+pub mod ctx;
+pub mod engine;
+pub mod files;
+pub mod inspect;
+pub mod limits;
+pub mod linker;
+pub mod run;
+pub mod verdict;

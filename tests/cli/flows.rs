@@ -1,0 +1,142 @@
+//! Flow files that cannot be: exit 3, every fault with its place, before the queue is touched.
+
+use crate::home::{Home, Ran, snapshot};
+
+/// A flow whose only fault may be its component.
+pub(crate) const FLOW: &str = "flow:\n  id: f\n  steps:\n    - { id: a, component: a.wasm }\n";
+
+fn enqueue(flow: &str) -> Ran {
+    let home = Home::new();
+    home.write("flow.yaml", flow).write("a.wasm", "");
+    let ran = home.tm(&["enqueue", "flow.yaml"]);
+    assert_eq!(home.files(), ["a.wasm", "flow.yaml"], "nothing is created");
+    ran
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_place() {
+    snapshot!(enqueue("flow:\n  id: f\n  stepz: []\n"), @"
+    stderr:
+    error: flow.yaml:3:3: unknown field `stepz`, expected one of id, version, description, run_timeout_ms, steps
+       |
+     3 |   stepz: []
+       |   ^
+     hint: did you mean 'steps'?
+    exit: 3
+    ");
+}
+
+#[test]
+fn all_faults_of_the_steps_are_said_at_once() {
+    snapshot!(enqueue(
+        "flow:\n  id: f\n  steps:\n    - { id: a, component: a.wasm, needs: [b] }\n    \
+         - { id: b, component: a.wasm, needs: [a] }\n    - { id: b, component: a.wasm, needs: [nobody] }\n"
+    ), @"
+    stderr:
+    error: flow.yaml:6:13: step id 'b' is taken by steps[1]
+       |
+     6 |     - { id: b, component: a.wasm, needs: [nobody] }
+       |             ^
+    flow.yaml:6:43: needs unknown step 'nobody'
+       |
+     6 |     - { id: b, component: a.wasm, needs: [nobody] }
+       |                                           ^
+    flow.yaml:4:35: cycle of needs: a needs b needs a
+       |
+     4 |     - { id: a, component: a.wasm, needs: [b] }
+       |                                   ^
+     hint: take one of these needs away
+    exit: 3
+    ");
+}
+
+#[test]
+fn what_is_no_yaml_is_refused() {
+    snapshot!(enqueue("flow: [\n"), @"
+    stderr:
+    error: flow.yaml:1:7: expected mapping start
+       |
+     1 | flow: [
+       |       ^
+    exit: 3
+    ");
+}
+
+#[test]
+fn a_component_that_is_missing_is_named() {
+    snapshot!(enqueue("flow:\n  id: f\n  steps:\n    - { id: a, component: b.wasm }\n"), @"
+    stderr:
+    error: flow.yaml:4:27: HOME/b.wasm does not exist
+       |
+     4 |     - { id: a, component: b.wasm }
+       |                           ^
+    exit: 3
+    ");
+}
+
+#[test]
+fn a_step_that_is_not_built_gets_the_command_that_builds_it() {
+    let home = Home::new();
+    home.write("flow.yaml", "flow:\n  id: f\n  steps:\n    - { id: a, component: step }\n");
+    home.write("step/Cargo.toml", "[package]\nname = \"step\"\n");
+    snapshot!(home.tm(&["enqueue", "flow.yaml"]), @"
+    stderr:
+    error: flow.yaml:4:27: HOME/step is not built: HOME/step/target/wasm32-wasip2/release/step.wasm does not exist
+       |
+     4 |     - { id: a, component: step }
+       |                           ^
+     hint: run: tm build flow.yaml
+    exit: 3
+    ");
+}
+
+#[test]
+fn a_folder_is_no_flow() {
+    let home = Home::new();
+    home.write("flows/x.yaml", "");
+    snapshot!(home.tm(&["enqueue", "flows"]), @"
+    stderr:
+    error: flows is a folder; a flow is a file or an id
+    exit: 2
+    ");
+}
+
+#[test]
+fn a_build_needs_something_that_exists() {
+    let home = Home::new();
+    snapshot!(home.tm(&["build"]), @"
+    stderr:
+    error: cannot read flows: no such file or directory
+    hint: name a flow file or a step folder: tm build PATH
+    exit: 1
+    ");
+    snapshot!(home.tm(&["build", "nowhere"]), @"
+    stderr:
+    error: nowhere is neither a flow file nor a step folder
+    exit: 2
+    ");
+}
+
+#[test]
+fn building_for_a_missing_target_says_how_to_add_it() {
+    let home = Home::new().with("RUSTC", "/bin/true");
+    home.write("step/Cargo.toml", "[package]\nname = \"step\"\n");
+    snapshot!(home.tm(&["build", "step"]), @"
+    stderr:
+    error: this Rust cannot build for wasm32-wasip2: the target is missing
+    hint: rustup target add wasm32-wasip2
+    exit: 3
+    ");
+}
+
+#[test]
+fn building_without_rust_says_how_to_get_it() {
+    let home = Home::new().with("RUSTC", "/nowhere/rustc");
+    home.write("step/Cargo.toml", "[package]\nname = \"step\"\n");
+    snapshot!(home.tm(&["build", "step"]), @"
+    stderr:
+    error: cannot start rustc: no such file or directory
+    hint: install Rust from https://rustup.rs, then open a new shell
+    exit: 3
+    ");
+}

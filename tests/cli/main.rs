@@ -1,0 +1,9 @@
+//! The command line from outside: the built program in a hermetic home, snapshots of what it prints and returns.
+
+mod arguments;
+mod configuration;
+mod flows;
+mod home;
+mod no_queue;
+mod stop;
+mod supervisor;

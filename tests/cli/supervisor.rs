@@ -1,0 +1,146 @@
+//! A supervisor without flows: ready, one per queue, answers, drains.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    process::{Child, Stdio},
+};
+
+use crate::home::{Home, snapshot};
+
+/// A supervisor that is ready; killed if a test leaves it behind.
+struct Running<'a> {
+    home: &'a Home,
+    child: Child,
+    ready: String,
+}
+
+impl<'a> Running<'a> {
+    fn start(home: &'a Home, arguments: &[&str]) -> Self {
+        let mut command = home.command(&[&["workers", "start", "--allow-weaker-confinement"], arguments].concat());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut ready = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut ready).unwrap();
+        if ready.is_empty() {
+            child.stderr.take().unwrap().read_to_string(&mut ready).unwrap();
+        }
+        assert!(ready.starts_with("worker supervisor running"), "{ready}");
+        Self { home, child, ready }
+    }
+
+    fn stop(mut self) {
+        let ran = self.home.tm(&["workers", "stop"]);
+        assert_eq!(ran.code, Some(0), "{ran}");
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn it_says_when_it_is_ready_and_how_it_ended() {
+    let home = Home::new();
+    let mut running = Running::start(&home, &[]);
+    snapshot!(running.ready, @"
+    worker supervisor running (pid N); ctrl-c or 'tm workers stop' to drain
+    ");
+    snapshot!(home.tm(&["queue", "stats"]), @"
+    stdout:
+    backend=file depth=0 ready=0 inflight=0 lag_seconds=0.000
+    exit: 0
+    ");
+    snapshot!(home.tm(&["workers", "stop"]), @"
+    stdout:
+    sent SIGTERM to worker supervisor (pid N)
+    worker supervisor (pid N) drained and ended in N s
+    exit: 0
+    ");
+    assert_eq!(running.child.wait().unwrap().code(), Some(0));
+    assert!(!home.path("tm-workers.pid").exists());
+    snapshot!(home.tm(&["workers", "stop"]), @"
+    stderr:
+    error: no worker supervisor is recorded in tm-workers.pid
+    hint: name the file that 'tm workers start' wrote: --pid-file FILE
+    exit: 4
+    ");
+}
+
+#[test]
+fn a_second_supervisor_is_refused_by_name() {
+    let home = Home::new();
+    let running = Running::start(&home, &[]);
+    let ran = home.tm(&["workers", "start", "--pid-file", "other.pid"]);
+    assert_eq!(ran.code, Some(4), "{ran}");
+    let pid = running.child.id().to_string();
+    assert!(ran.stderr.contains(&pid) && ran.stderr.contains("hint: use it, or stop it: tm workers stop"), "{ran}");
+    assert!(!home.path("other.pid").exists());
+    running.stop();
+}
+
+#[test]
+fn a_flow_that_nobody_knows_is_refused() {
+    let home = Home::new();
+    let running = Running::start(&home, &[]);
+    snapshot!(home.tm(&["enqueue", "nobody"]), @"
+    stderr:
+    error: flow 'nobody' is not registered for tenant 'default'
+    hint: give the path of a flow file, or start the pool with --runtime FOLDER to load its flows
+    exit: 3
+    ");
+    snapshot!(home.tm(&["queue", "show", "01"]), @"
+    stderr:
+    error: no run or task '01'
+    hint: results are kept for result_ttl; see: tm queue ls --state all
+    exit: 1
+    ");
+    snapshot!(home.tm(&["dlq", "requeue", "dlq-*"]), @"
+    stderr:
+    error: no DLQ entries match 'dlq-*'
+    exit: 1
+    ");
+    snapshot!(home.tm(&["queue", "forget-key", "nobody", "k"]), @"
+    stderr:
+    error: flow 'nobody' holds no key 'k'
+    exit: 1
+    ");
+    running.stop();
+}
+
+#[test]
+fn a_killed_supervisor_leaves_a_stale_socket_and_pid_file_that_stop_nobody() {
+    let home = Home::new();
+    let mut running = Running::start(&home, &[]);
+    running.child.kill().unwrap();
+    running.child.wait().unwrap();
+    assert!(home.path("data/queue/tm.sock").exists() && home.path("tm-workers.pid").exists());
+    assert_eq!(home.tm(&["workers", "stop"]).code, Some(4));
+    assert_eq!(home.tm(&["queue", "stats"]).code, Some(0));
+    drop(running);
+    Running::start(&home, &[]).stop();
+}
+
+#[test]
+fn a_memory_queue_answers_as_one() {
+    let home = Home::new();
+    let running = Running::start(&home, &["--queue", "memory"]);
+    snapshot!(home.tm(&["queue", "stats", "--queue", "memory"]), @"
+    stdout:
+    backend=memory depth=0 ready=0 inflight=0 lag_seconds=0.000
+    exit: 0
+    ");
+    running.stop();
+}
+
+#[test]
+fn a_runtime_that_is_named_must_exist() {
+    snapshot!(Home::new().tm(&["workers", "start", "--runtime", "nowhere"]), @"
+    stderr:
+    error: no folder of flows at nowhere
+    hint: name the folder that holds the flows: --runtime DIR
+    exit: 3
+    ");
+}

@@ -1,0 +1,109 @@
+//! One queue over several crashes, and the checks at the end of each round.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+use tm_core::{
+    api::{Reply, RunState},
+    id::RunId,
+};
+use tm_supervisor::daemon::Client;
+
+use crate::{
+    client::request_of,
+    house::{Home, Supervisor, eventually},
+    log::History,
+};
+
+pub(crate) struct Trial {
+    pub(crate) home: Home,
+    /// Everything that clients recorded, over all rounds of this queue.
+    acked: BTreeMap<String, RunId>,
+    /// Attempts in the log at the end of the last round that a worker's death or a restart had ended.
+    pub(crate) lost: u64,
+}
+
+impl Trial {
+    pub(crate) fn new() -> Self {
+        Self { home: Home::new(), acked: BTreeMap::new(), lost: 0 }
+    }
+
+    /// The keys of the rounds before this one.
+    pub(crate) fn keys(&self) -> BTreeMap<String, RunId> {
+        self.acked.clone()
+    }
+
+    /// Takes the acknowledgements of a client: one key, one run, however often it was asked.
+    pub(crate) fn take(&mut self, acks: Vec<(String, RunId)>) {
+        for (key, run) in acks {
+            let known = *self.acked.entry(key.clone()).or_insert(run);
+            assert_eq!(known, run, "key {key} was acknowledged with two runs");
+        }
+    }
+
+    /// Lets the queue run empty, asks all of it, stops the supervisor, and asks the files. Returns the attempts that
+    /// were lost in this round.
+    pub(crate) fn settle(&mut self, supervisor: Supervisor, keys: &[String]) -> u64 {
+        eventually("the queue is empty", || supervisor.stats(&self.home).depth == 0);
+        self.duplicates(keys);
+        let (succeeded, totals) = self.totals();
+        supervisor.stop(&self.home);
+
+        self.home.tm(&["queue", "verify"]);
+        let history = History::read(&self.home.roots());
+        history.assert_done();
+        assert_eq!(history.keys, self.acked, "the log holds other runs than those that were acknowledged");
+        assert_eq!(succeeded, self.acked.len() as u64, "runs that succeeded: {totals}");
+        assert_eq!(totals["tasks_started"], history.starts, "{totals}");
+        assert_eq!(totals["tasks_succeeded"], succeeded, "{totals}");
+        assert_eq!(self.totals().1, totals, "the totals without a supervisor");
+        self.listed();
+        let lost = history.lost - self.lost;
+        self.lost = history.lost;
+        lost
+    }
+
+    /// Every acknowledged key of the round is taken, by the run that was acknowledged.
+    fn duplicates(&self, keys: &[String]) {
+        let mut client = Client::connect(&self.home.roots().queue).expect("a connection");
+        let requests = keys.iter().map(|key| request_of(key));
+        let mut answers = 0;
+        let asked = client.pipeline(requests, |place, reply| {
+            answers += 1;
+            let key = &keys[place];
+            match reply {
+                Reply::Duplicate { run, state: RunState::Succeeded, result: Some(_) } => {
+                    assert_eq!(Some(&run), self.acked.get(key), "key {key} is taken by another run");
+                }
+                other => panic!("key {key}, acknowledged as {:?}, is answered {other:?}", self.acked.get(key)),
+            }
+        });
+        asked.expect("answers");
+        assert_eq!(answers, keys.len());
+    }
+
+    /// The runs that succeeded, and all totals; whatever must be nothing is nothing.
+    fn totals(&self) -> (u64, Value) {
+        let stats: Value = serde_json::from_str(&self.home.tm(&["queue", "stats", "--json"])).expect("JSON");
+        let totals = stats["totals"].clone();
+        assert_eq!((&stats["depth"], &stats["dlq_pending"]), (&0.into(), &0.into()), "{stats}");
+        for nothing in ["runs_failed", "runs_cancelled", "tasks_dead", "orphans"] {
+            assert_eq!(totals[nothing], 0, "{nothing}: {stats}");
+        }
+        assert_eq!(totals["runs_enqueued"], totals["runs_succeeded"], "{stats}");
+        (totals["runs_succeeded"].as_u64().expect("a count"), totals)
+    }
+
+    /// `tm queue ls` names exactly the acknowledged runs, each once and succeeded.
+    fn listed(&self) {
+        let text = self.home.tm(&["queue", "ls", "--state", "all", "--limit", "0", "--json"]);
+        let mut runs = BTreeSet::new();
+        for line in text.lines() {
+            let row: Value = serde_json::from_str(line).expect("JSON");
+            assert_eq!(row["state"], "succeeded", "{row}");
+            let run: RunId = row["run_id"].as_str().and_then(|id| id.parse().ok()).expect("a run");
+            assert!(runs.insert(run), "run {run} is listed twice");
+        }
+        assert_eq!(runs, self.acked.values().copied().collect(), "tm queue ls");
+    }
+}

@@ -1,0 +1,99 @@
+;; Grows a table by 1,024 entries at a time to as many entries as the number in its input, rounded up; traps when it is
+;; refused. Without a number it goes on until then.
+(component
+  (core module $guest
+    (memory $main (export "memory") 1)
+    ;; Hands out memory upwards and never takes it back.
+    (global $free (mut i32) (i32.const 1024))
+    (func (export "cabi_realloc") (param i32 i32 i32) (param $size i32) (result i32)
+      (local $at i32)
+      (local.set $at (i32.and (i32.add (global.get $free) (i32.const 7)) (i32.const -8)))
+      (global.set $free (i32.add (local.get $at) (local.get $size)))
+      (block $fits (loop $grow
+        (br_if $fits (i32.le_u (global.get $free) (i32.mul (memory.size) (i32.const 65536))))
+        (if (i32.eq (memory.grow (i32.const 1)) (i32.const -1)) (then unreachable))
+        (br $grow)))
+      (local.get $at))
+
+    ;; Writes `ok(string)` to address 16 and returns that.
+    (func $ok (param $text i32) (param $bytes i32) (result i32)
+      (i32.store8 (i32.const 16) (i32.const 0))
+      (i32.store (i32.const 24) (local.get $text))
+      (i32.store (i32.const 28) (local.get $bytes))
+      (i32.const 16))
+
+    (data (i32.const 64) "true")
+    (func $done (result i32) (call $ok (i32.const 64) (i32.const 4)))
+
+    ;; The digits of the input as one number: {"n": 12} is 12. Without digits: the largest number.
+    (func $number (param $arguments i32) (result i32)
+      (local $at i32) (local $end i32) (local $n i32) (local $digit i32) (local $seen i32)
+      (local.set $at (i32.load offset=72 (local.get $arguments)))
+      (local.set $end (i32.add (local.get $at) (i32.load offset=76 (local.get $arguments))))
+      (block $over (loop $next
+        (br_if $over (i32.ge_u (local.get $at) (local.get $end)))
+        (local.set $digit (i32.sub (i32.load8_u (local.get $at)) (i32.const 48)))
+        (local.set $at (i32.add (local.get $at) (i32.const 1)))
+        (br_if $next (i32.gt_u (local.get $digit) (i32.const 9)))
+        (local.set $seen (i32.const 1))
+        (local.set $n (i32.add (i32.mul (local.get $n) (i32.const 10)) (local.get $digit)))
+        (br $next)))
+      (select (local.get $n) (i32.const -1) (local.get $seen)))
+
+    (table $t 0 funcref)
+    (func (export "run") (param $arguments i32) (result i32)
+      (local $wanted i32)
+      (local.set $wanted (call $number (local.get $arguments)))
+      (block $over (loop $next
+        (br_if $over (i32.ge_u (table.size $t) (local.get $wanted)))
+        (if (i32.eq (table.grow $t (ref.null func) (i32.const 1024)) (i32.const -1)) (then unreachable))
+        (br $next)))
+      (call $done))
+  )
+  (core instance $guest (instantiate $guest))
+
+  (alias core export $guest "memory" (core memory $memory))
+  (alias core export $guest "cabi_realloc" (core func $realloc))
+  (alias core export $guest "run" (core func $core-run))
+
+  (type $failure (record (field "code" string) (field "message" string)))
+  (type $retryable (record (field "code" string) (field "message" string) (field "retry-after-ms" (option u64))))
+  (type $error (variant
+      (case "retryable" $retryable) (case "rate-limited" $retryable)
+      (case "invalid-input" $failure) (case "fatal" $failure)))
+  (type $context (record
+    (field "run-id" string) (field "flow-id" string) (field "step-id" string) (field "task-id" string)
+    (field "attempt" u32) (field "max-attempts" u32) (field "idempotency-key" string) (field "deadline-ms" u64)
+    (field "trace-parent" (option string))))
+  (func $run (param "ctx" $context) (param "input" string) (result (result string (error $error)))
+    (canon lift (core func $core-run) (memory $memory) (realloc $realloc)))
+
+  ;; Gives the types the names that an exported interface must have.
+  (component $names
+    (type $failure_ (record (field "code" string) (field "message" string)))
+    (import "failure" (type $failure (eq $failure_)))
+    (type $retryable_ (record (field "code" string) (field "message" string) (field "retry-after-ms" (option u64))))
+    (import "retryable-failure" (type $retryable (eq $retryable_)))
+    (type $error_ (variant
+      (case "retryable" $retryable) (case "rate-limited" $retryable)
+      (case "invalid-input" $failure) (case "fatal" $failure)))
+    (import "step-error" (type $error (eq $error_)))
+    (type $context_ (record
+      (field "run-id" string) (field "flow-id" string) (field "step-id" string) (field "task-id" string)
+      (field "attempt" u32) (field "max-attempts" u32) (field "idempotency-key" string) (field "deadline-ms" u64)
+      (field "trace-parent" (option string))))
+    (import "context" (type $context (eq $context_)))
+    (import "run" (func $run (param "ctx" $context) (param "input" string) (result (result string (error $error)))))
+    (export $failure-out "failure" (type $failure))
+    (export $retryable-out "retryable-failure" (type $retryable))
+    (type $error-named (variant
+      (case "retryable" $retryable-out) (case "rate-limited" $retryable-out)
+      (case "invalid-input" $failure-out) (case "fatal" $failure-out)))
+    (export $error-out "step-error" (type $error-named))
+    (export $context-out "context" (type $context))
+    (export "run" (func $run)
+      (func (param "ctx" $context-out) (param "input" string) (result (result string (error $error-out))))))
+  (instance $step (instantiate $names
+    (with "failure" (type $failure)) (with "retryable-failure" (type $retryable)) (with "step-error" (type $error))
+    (with "context" (type $context)) (with "run" (func $run))))
+  (export "tracemind:flow/step@0.1.0" (instance $step)))

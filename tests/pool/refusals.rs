@@ -1,0 +1,104 @@
+//! What a queue that cannot take work says.
+
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::Path,
+};
+
+use tm_core::api::RunState;
+
+use crate::{
+    home::{Home, NOBODY},
+    supervisor::Supervisor,
+};
+
+#[test]
+fn a_full_queue_refuses_with_exit_4_and_takes_again_once_there_is_room() {
+    let home = Home::new();
+    home.write("trace_config.toml", "[queue]\nhard_depth = 3\n");
+    home.flow("quick", "compute", &[]);
+    let input = r#"{"do":"nothing"}"#;
+    let runs: Vec<_> = (0..3).map(|_| home.enqueue("quick.yaml", input, &[])).collect();
+    home.tm(&["enqueue", "quick", "-i", input]).refused(4, &["QUEUE_FULL", "hint: "]);
+    home.write("two.jsonl", format!("{{\"input\":{input}}}\n").repeat(2));
+    let batch = home.tm(&["enqueue", "quick", "--batch", "two.jsonl"]);
+    assert_eq!((batch.code, batch.stdout.matches("refused").count()), (Some(1), 2), "{batch}");
+    let mut pool = Supervisor::start(&home, &[]);
+    for run in &runs {
+        assert_eq!(pool.ended(run).state, RunState::Succeeded);
+    }
+    let ran = home.tm(&["enqueue", "quick", "-i", input, "--wait"]);
+    assert_eq!(ran.code, Some(0), "{ran}");
+    pool.stop();
+}
+
+#[test]
+fn a_queue_that_cannot_be_written_is_named() {
+    let home = Home::new();
+    home.flow("quick", "compute", &[]);
+    home.enqueue("quick.yaml", "{}", &[]);
+    give(&home.path(""), 0o755);
+    give(&home.path("data/queue"), 0o500);
+    queue_files(&home, 0o400);
+    home.tm_unprivileged(&["enqueue", "quick"])
+        .refused(1, &["data/queue cannot be written", "hint: make data/queue writable"]);
+    home.tm_unprivileged(&["workers", "start"])
+        .refused(1, &["data/queue cannot be written", "hint: make data/queue writable"]);
+    let stats = home.tm_unprivileged(&["queue", "stats"]);
+    assert_eq!(stats.code, Some(0), "reading needs no right to write: {stats}");
+    give(&home.path("data/queue"), 0o700);
+    queue_files(&home, 0o600);
+    assert_eq!(home.tm_unprivileged(&["enqueue", "quick"]).code, Some(0));
+}
+
+fn queue_files(home: &Home, mode: u32) {
+    for entry in fs::read_dir(home.path("data/queue")).unwrap() {
+        fs::set_permissions(entry.unwrap().path(), Permissions::from_mode(mode)).unwrap();
+    }
+}
+
+/// Gives all below a folder to the unprivileged user, and the folder these permissions.
+fn give(folder: &Path, mode: u32) {
+    if rustix::process::getuid().is_root() {
+        own(folder);
+    }
+    fs::set_permissions(folder, Permissions::from_mode(mode)).unwrap();
+}
+
+fn own(path: &Path) {
+    chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    if path.is_dir() {
+        fs::read_dir(path).unwrap().for_each(|entry| own(&entry.unwrap().path()));
+    }
+}
+
+#[test]
+fn folders_of_another_supervisor_are_refused_by_its_pid() {
+    let home = Home::new();
+    let pool = Supervisor::start(&home, &[]);
+    let pid = pool.pid().to_string();
+    let start = ["workers", "start", "--pid-file", "other.pid"];
+    home.tm(&start).refused(4, &["data/queue", &pid]);
+    // A queue of its own does not help when it would write another's dead letters.
+    let elsewhere = ["--queue-dir", "other/queue", "--idempotency-dir", "other/keys", "--store-dir", "other/store"];
+    home.tm(&[&start[..], &elsewhere[..]].concat()).refused(4, &["data/dlq", &pid]);
+    assert!(!home.path("other.pid").exists());
+    pool.stop();
+}
+
+#[test]
+fn a_stale_socket_stops_nobody_but_those_who_would_wait() {
+    let home = Home::new();
+    home.flow("quick", "compute", &[]);
+    let pool = Supervisor::start(&home, &[]);
+    home.enqueue("quick.yaml", r#"{"do":"nothing"}"#, &["--delay", "1h"]);
+    pool.signal(rustix::process::Signal::KILL);
+    assert!(!pool.wait().success());
+    assert!(home.path("data/queue/tm.sock").exists());
+    home.tm(&["enqueue", "quick", "--wait"]).refused(4, &["data/queue", "hint: start one: tm workers start"]);
+    let run = home.enqueue("quick", r#"{"do":"nothing"}"#, &[]);
+    let mut pool = Supervisor::start(&home, &[]);
+    assert_eq!(pool.ended(&run).state, RunState::Succeeded);
+    pool.stop();
+}

@@ -1,0 +1,58 @@
+//! Nobody waits behind another's backlog: profiles and tenants take turns.
+
+use std::time::Duration;
+
+use tm_core::api::RunState;
+
+use crate::{home::Home, supervisor::Supervisor};
+
+#[test]
+fn forty_profiles_on_two_workers_are_all_served() {
+    let home = Home::new();
+    let runs: Vec<_> = (0..40)
+        .map(|n| {
+            home.write(&format!("folders/{n}/name"), n.to_string());
+            let files = format!("files: [ {{ host: folders/{n}, guest: /given }} ]");
+            let grants = format!("grants: {{ {files}, scratch: true, artifacts: true, clocks: true, random: true }}");
+            let flow = format!("profile{n}");
+            home.flow(&flow, "hostile", &[&grants]);
+            home.batch(&format!("{flow}.yaml"), &vec![r#"{"do":"read","path":"/given/name"}"#.to_owned(); 2], &[])
+        })
+        .collect();
+    let mut pool = Supervisor::start(&home, &["-n", "2"]);
+    for (n, runs) in runs.iter().enumerate() {
+        for run in runs {
+            assert_eq!(pool.ended(run).state, RunState::Succeeded);
+            assert_eq!(home.result(run)["output"]["ok"], n.to_string());
+        }
+    }
+    assert!(pool.workers().len() <= 2);
+    pool.stop();
+}
+
+/// What one task of these tenants takes.
+const LENGTH: Duration = Duration::from_millis(400);
+/// Beside two lengths: a worker of another tenant is taken away after 250 ms of waiting at the earliest, and its successor
+/// is a new process that confines itself and loads the component, on a machine that runs other tests meanwhile.
+const SLACK: Duration = Duration::from_millis(250 + 1000);
+
+#[test]
+fn a_tenants_single_task_does_not_wait_behind_a_hundred_thousand_of_another() {
+    let home = Home::new();
+    home.write("trace_config.toml", "[tenants.\"a\"]\n[tenants.\"b\"]\n");
+    home.flow("sleep", "hostile", &[]);
+    let input = format!(r#"{{"do":"sleep_ms","ms":{}}}"#, LENGTH.as_millis());
+    let backlog = home.batch("sleep.yaml", &vec![input.clone(); 100_000], &["--tenant", "a"]);
+
+    let mut pool = Supervisor::start(&home, &["-n", "2"]);
+    pool.running(&backlog[0]);
+    let single = home.enqueue("sleep.yaml", &input, &["--tenant", "b"]);
+    let run = pool.ended(&single);
+    assert_eq!(run.state, RunState::Succeeded);
+    let waited = Duration::from_millis(run.tasks[0].attempts[0].started_at.since(run.enqueued_at));
+    assert!(waited <= 2 * LENGTH + SLACK, "waited {waited:?}");
+    let stats = pool.stats();
+    assert!(stats.depth > 90_000, "the backlog was gone: {stats:?}");
+    pool.signal(rustix::process::Signal::TERM);
+    assert!(pool.wait().success());
+}
