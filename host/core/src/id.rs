@@ -2,13 +2,25 @@
 
 use alloc::string::{String, ToString};
 use core::{fmt, str::FromStr};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use siphasher::sip::SipHasher24;
 
 use crate::time::Millis;
 
 /// Crockford's base 32, as the ULID specification uses it.
 const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+const NO_DIGIT: u8 = u8::MAX;
+/// The value of each character, in either case.
+const DIGITS: [u8; 256] = {
+    let mut digits = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 32 {
+        digits[ALPHABET[value as usize] as usize] = value;
+        digits[ALPHABET[value as usize].to_ascii_lowercase() as usize] = value;
+        value += 1;
+    }
+    digits
+};
 
 /// A run: a ULID of 48 bits of time, 16 bits of partition, 64 bits of keyed hash.
 ///
@@ -28,13 +40,19 @@ impl RunId {
     }
 }
 
-impl fmt::Display for RunId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl RunId {
+    fn text(self) -> [u8; 26] {
         let mut text = [0u8; 26];
         for (place, out) in text.iter_mut().rev().enumerate() {
             *out = ALPHABET[(self.0 >> (5 * place)) as usize & 31];
         }
-        f.pad(core::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+        text
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(core::str::from_utf8(&self.text()).map_err(|_| fmt::Error)?)
     }
 }
 
@@ -52,8 +70,8 @@ impl FromStr for RunId {
         }
         text.bytes()
             .try_fold(0u128, |id, byte| {
-                let digit = ALPHABET.iter().position(|&c| c == byte.to_ascii_uppercase()).ok_or(NotAnId)?;
-                Ok(id << 5 | digit as u128)
+                let digit = DIGITS[usize::from(byte)];
+                if digit == NO_DIGIT { Err(NotAnId) } else { Ok(id << 5 | u128::from(digit)) }
             })
             .map(Self)
     }
@@ -61,7 +79,7 @@ impl FromStr for RunId {
 
 impl Serialize for RunId {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
+        s.serialize_str(core::str::from_utf8(&self.text()).map_err(ser::Error::custom)?)
     }
 }
 

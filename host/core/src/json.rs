@@ -1,15 +1,15 @@
 //! JSON text that is carried, not understood: payloads.
 
-use alloc::{boxed::Box, string::String, sync::Arc};
+use alloc::{borrow::ToOwned, boxed::Box, sync::Arc};
 use core::fmt;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
 
 use crate::id::Digest;
 
-/// One valid JSON value as compact text, cheap to clone.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Json(Arc<str>);
+/// One valid JSON value on one line, cheap to clone.
+#[derive(Clone)]
+pub struct Json(Arc<RawValue>);
 
 impl Json {
     /// Takes text that must be one JSON value.
@@ -17,7 +17,7 @@ impl Json {
     /// # Errors
     /// When it is not; the message has line and column.
     pub fn parse(text: &str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str::<&RawValue>(text).map(|raw| Self(raw.get().into()))
+        serde_json::from_str::<Box<RawValue>>(text).and_then(Self::on_one_line)
     }
 
     /// The JSON of a value.
@@ -26,45 +26,57 @@ impl Json {
     /// Never for the types of this crate: their maps have text keys.
     #[must_use]
     pub fn of<T: Serialize + ?Sized>(value: &T) -> Self {
-        Self(serde_json::to_string(value).unwrap_or_else(|_| String::from("null")).into())
+        serde_json::value::to_raw_value(value).and_then(Self::on_one_line).unwrap_or_else(|_| Self::null())
     }
 
     #[must_use]
     pub fn null() -> Self {
-        Self("null".into())
+        Self(RawValue::NULL.to_owned().into())
     }
 
     #[must_use]
     pub fn get(&self) -> &str {
-        &self.0
+        self.0.get()
     }
 
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        self.0.len() as u64
+        self.get().len() as u64
+    }
+
+    /// A newline cannot stand in a record of one line; in JSON text outside strings it is only white space.
+    fn on_one_line(raw: Box<RawValue>) -> Result<Self, serde_json::Error> {
+        let bytes = raw.get().as_bytes();
+        if !bytes.contains(&b'\n') && !bytes.contains(&b'\r') {
+            return Ok(Self(raw.into()));
+        }
+        RawValue::from_string(raw.get().replace(['\n', '\r'], " ")).map(|raw| Self(raw.into()))
     }
 }
 
+impl PartialEq for Json {
+    fn eq(&self, other: &Self) -> bool {
+        self.get() == other.get()
+    }
+}
+
+impl Eq for Json {}
+
 impl fmt::Debug for Json {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.get())
     }
 }
 
 impl Serialize for Json {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        // A newline cannot stand in a record of one line; in JSON text outside strings it is only white space.
-        if self.0.contains(['\n', '\r']) {
-            let compact = self.0.replace(['\n', '\r'], " ");
-            return RawValue::from_string(compact).map_err(ser::Error::custom)?.serialize(s);
-        }
-        serde_json::from_str::<&RawValue>(&self.0).map_err(ser::Error::custom)?.serialize(s)
+        self.0.serialize(s)
     }
 }
 
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        Box::<RawValue>::deserialize(d).map(|raw| Self(Arc::from(raw.get())))
+        Box::<RawValue>::deserialize(d).and_then(|raw| Self::on_one_line(raw).map_err(de::Error::custom))
     }
 }
 

@@ -4,7 +4,7 @@
 //! no gaps over all segments. JSON escapes newlines in strings, so a line never holds one inside.
 
 use alloc::{string::String, vec::Vec};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use crate::queue::event::{Event, Frame};
 use crate::time::Millis;
@@ -25,6 +25,8 @@ struct LineOut<'a> {
 
 #[derive(Deserialize)]
 struct LineIn {
+    #[serde(rename = "c")]
+    _checked: IgnoredAny,
     s: u64,
     t: Millis,
     e: Vec<Event>,
@@ -71,10 +73,7 @@ pub fn decode(line: &[u8]) -> Result<(u64, Frame), BadLine> {
     if !lower || stated != Some(crc32c::crc32c(&line[HEAD_BYTES..])) {
         return Err(BadLine::Checksum);
     }
-    let mut body = Vec::with_capacity(line.len() - HEAD_BYTES + 1);
-    body.push(b'{');
-    body.extend_from_slice(&line[HEAD_BYTES..]);
-    let parsed: LineIn = serde_json::from_slice(&body).map_err(|e| BadLine::Content(alloc::format!("{e}")))?;
+    let parsed: LineIn = serde_json::from_slice(line).map_err(|e| BadLine::Content(alloc::format!("{e}")))?;
     Ok((parsed.s, Frame { at: parsed.t, events: parsed.e }))
 }
 
