@@ -141,15 +141,25 @@ fn a_template_renders_strings_as_they_are_and_the_rest_as_json() {
     assert!(MiniJinja::new().check_text("a {{ 1 + }}").is_err());
 }
 
-/// Peak memory of this test binary is watched by the kernel: VmHWM, in KiB.
+/// Peak memory of this process as the kernel saw it: VmHWM, in KiB.
 fn peak_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+/// In a process of its own, because other tests of this binary take and give back memory meanwhile.
 #[test]
 fn runaway_expressions_are_refused_without_taking_memory() {
+    const ALONE: &str = "TM_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let name = "evaluate::tests::runaway_expressions_are_refused_without_taking_memory";
+        let program = std::env::current_exe().unwrap();
+        let run = std::process::Command::new(program).args(["--exact", name]).env(ALONE, "1").output().unwrap();
+        let text = String::from_utf8_lossy(&run.stdout);
+        assert!(run.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&run.stderr));
+        return;
+    }
     let scope = json!({"input": {
         "s": "x".repeat(200_000), "n": 1_000_000_000, "l": (0..20_000).collect::<Vec<u32>>(),
         "huge": "y".repeat(4_000_000),
@@ -186,9 +196,9 @@ fn runaway_expressions_are_refused_without_taking_memory() {
     ] {
         assert!(MiniJinja::new().value(&expression, &scope).is_err(), "{:.80}", expression);
     }
-    // The bound is far under what any one of them asks for; other tests of the binary run meanwhile.
-    let grown = peak_kib() - before;
-    assert!(grown < 150 * 1024, "grew by {grown} KiB");
+    // Far under what any one of them asks for. The kernel's figure is approximate and may even shrink by a few pages.
+    let grown = peak_kib().saturating_sub(before);
+    assert!(grown < 100 * 1024, "grew by {grown} KiB");
 }
 
 #[test]
