@@ -235,7 +235,8 @@ fn attempt(full: bool) -> AttemptRecord {
 }
 
 fn end(item: Option<u32>) -> TaskEnd {
-    TaskEnd { item, last: attempt(true) }
+    let earlier = item.map(|_| attempt(true)).into_iter().collect();
+    TaskEnd { item, last: attempt(true), earlier }
 }
 
 fn run() -> Run {

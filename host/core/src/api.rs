@@ -53,6 +53,8 @@ pub enum Request {
     DlqPurge(DlqAction),
     /// The worker processes and what confines them.
     Workers,
+    /// What the supervisor counts about itself, for measuring.
+    Counters,
 }
 
 /// A flow by its text; the CLI passes open descriptors, so permissions and paths are the caller's.
@@ -156,7 +158,10 @@ pub enum Reply {
     DlqEntries(Vec<DlqEntry>),
     DlqDone(Vec<DlqOutcome>),
     Workers(Vec<WorkerRow>),
+    Counters(Counters),
     Error(ApiError),
+    /// The last line of a connection that a stopping supervisor closes: no request after the answered ones was taken.
+    Stopping,
 }
 
 /// Why a request was refused: whose fault it is decides the exit code.
@@ -275,6 +280,17 @@ pub struct Totals {
     pub refused_reports: u64,
 }
 
+/// What [`Request::Counters`] answers: since the supervisor started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Turns of the loop.
+    pub turns: u64,
+    /// Calls of fsync and fdatasync, of files and folders.
+    pub syncs: u64,
+    /// The longest that the loop was busy at once, since this was asked last.
+    pub longest_turn_us: u64,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunRow {
     pub run_id: RunId,
@@ -314,6 +330,10 @@ pub struct TaskRow {
     pub waiting_for: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub percent: Option<u8>,
+    /// Earlier attempts that are not kept any more.
+    #[serde(default)]
+    pub attempts_left_out: u32,
+    /// Oldest first.
     pub attempts: Vec<AttemptRow>,
 }
 

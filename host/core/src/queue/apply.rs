@@ -235,7 +235,7 @@ impl State {
         }
         let slot = self.runs.get_mut(&task.run)?.steps.get_mut(usize::from(task.step))?;
         if let StepRun::Single(single) = slot {
-            let tasks = single.attempts.pop().map(|last| TaskEnd { item: None, last }).into_iter().collect();
+            let tasks = TaskEnd::of(None, core::mem::take(&mut single.attempts)).into_iter().collect();
             let output = Some(succeeded.output.clone());
             *slot = StepRun::Done(Box::new(StepDone { output, items: None, tasks }));
         }
@@ -375,7 +375,7 @@ impl State {
             match step {
                 StepRun::Done(done) => tasks.extend(done.tasks.iter().map(|end| (place, end.clone()))),
                 StepRun::Single(task) => {
-                    tasks.extend(task.attempts.last().map(|last| (place, TaskEnd { item: None, last: last.clone() })));
+                    tasks.extend(TaskEnd::of(None, task.attempts.clone()).map(|end| (place, end)));
                 }
                 StepRun::Fan(fan) => tasks.extend(fan_ends(fan).into_iter().map(|end| (place, end))),
                 StepRun::Waiting | StepRun::Skipped | StepRun::Faulted(_) => {}
@@ -509,9 +509,7 @@ pub(crate) fn key_name(
 }
 
 fn fan_ends(fan: &Fan) -> Vec<TaskEnd> {
-    let ends = fan.tasks.iter().zip(0u32..);
-    ends.filter_map(|(task, item)| task.attempts.last().map(|last| TaskEnd { item: Some(item), last: last.clone() }))
-        .collect()
+    fan.tasks.iter().zip(0u32..).filter_map(|(task, item)| TaskEnd::of(Some(item), task.attempts.clone())).collect()
 }
 
 fn end_attempt(task: &mut Task, attempt: Attempt, at: Millis, outcome: &str, code: Option<&str>, usage: Usage) {

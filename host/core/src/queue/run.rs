@@ -106,8 +106,8 @@ pub struct Task {
     pub attempts: Vec<AttemptRecord>,
 }
 
-/// Attempts that a task remembers for `queue show`.
-pub const ATTEMPTS_KEPT: usize = 8;
+/// Attempts that a task remembers for `queue show`, also after its end.
+pub const ATTEMPTS_KEPT: usize = 32;
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
@@ -176,6 +176,9 @@ pub struct TaskEnd {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub item: Option<u32>,
     pub last: AttemptRecord,
+    /// Those before the last, oldest first: with it at most [`ATTEMPTS_KEPT`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<AttemptRecord>,
 }
 
 /// A run that ended, kept until its result expires.
@@ -255,6 +258,21 @@ impl Run {
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         self.extra.as_ref()?.key.as_deref()
+    }
+}
+
+impl TaskEnd {
+    /// Of a task that was started at least once.
+    #[must_use]
+    pub fn of(item: Option<u32>, mut attempts: Vec<AttemptRecord>) -> Option<Self> {
+        let last = attempts.pop()?;
+        attempts.shrink_to_fit();
+        Some(Self { item, last, earlier: attempts })
+    }
+
+    /// Oldest first.
+    pub fn attempts(&self) -> impl Iterator<Item = &AttemptRecord> {
+        self.earlier.iter().chain([&self.last])
     }
 }
 

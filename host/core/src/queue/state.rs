@@ -204,6 +204,11 @@ fn see_task(task: &Task, see: &mut impl FnMut(&Payload)) {
     }
 }
 
+/// What a finished run costs, with the history of its attempts: what `results_max_mb` bounds.
 pub(crate) fn result_bytes(run: &FinishedRun) -> u64 {
-    256 + run.output.as_ref().map_or(0, Payload::size_bytes) + 96 * run.tasks.len() as u64
+    let attempts: u64 = run.tasks.iter().map(|(_, end)| 1 + end.earlier.len() as u64).sum();
+    256 + run.output.as_ref().map_or(0, Payload::size_bytes) + ATTEMPT_BYTES * attempts
 }
+
+/// Of one [`AttemptRecord`](crate::queue::run::AttemptRecord) in memory, with its texts.
+const ATTEMPT_BYTES: u64 = 192;

@@ -14,7 +14,7 @@ use crate::{
     },
     code,
     flow::{advance::Blobs, spec::FlowDef},
-    id::{FlowNo, RunId, TaskRef},
+    id::{Attempt, FlowNo, RunId, TaskRef},
     json::{Json, Payload},
     queue::{
         decide::{entry_of, error_of},
@@ -279,6 +279,7 @@ fn step_rows(
         state,
         waiting_for,
         percent: None,
+        attempts_left_out: 0,
         attempts: Vec::new(),
     };
     let row = |task: TaskRef, found: &Task| {
@@ -299,6 +300,7 @@ fn step_rows(
             state: as_state,
             waiting_for,
             percent: state.progress.get(&task).copied(),
+            attempts_left_out: left_out(found.attempt, found.attempts.len()),
             attempts: found.attempts.iter().map(attempt_row).collect(),
         }
     };
@@ -335,8 +337,14 @@ fn ended_row(run: RunId, def: &FlowDef, place: u16, end: &TaskEnd) -> TaskRow {
         state,
         waiting_for: None,
         percent: None,
-        attempts: alloc::vec![attempt_row(&end.last)],
+        attempts_left_out: left_out(end.last.attempt, 1 + end.earlier.len()),
+        attempts: end.attempts().map(attempt_row).collect(),
     }
+}
+
+/// Attempts are numbered from 1: those that are not among the kept ones were left out.
+fn left_out(last: Attempt, kept: usize) -> u32 {
+    last.saturating_sub(u32::try_from(kept).unwrap_or(u32::MAX))
 }
 
 fn attempt_row(record: &AttemptRecord) -> AttemptRow {

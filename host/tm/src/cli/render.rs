@@ -141,7 +141,14 @@ struct TaskLine<'a> {
     waiting_for: &'a Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     percent: Option<u8>,
+    #[serde(skip_serializing_if = "is_zero")]
+    attempts_left_out: u32,
     attempts: Vec<AttemptLine<'a>>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 #[derive(Serialize)]
@@ -175,6 +182,7 @@ impl<'a> From<&'a TaskRow> for TaskLine<'a> {
             state: task.state,
             waiting_for: &task.waiting_for,
             percent: task.percent,
+            attempts_left_out: task.attempts_left_out,
             attempts: task.attempts.iter().map(attempt).collect(),
         }
     }
@@ -232,9 +240,14 @@ fn task_cells(task: &TaskRow) -> Vec<[String; 7]> {
         return vec![[step.to_owned(), state, none(), none(), none(), none(), waiting]];
     }
     let last = task.attempts.len() - 1;
+    let left_out = (task.attempts_left_out > 0).then(|| {
+        let mut row: [String; 7] = Default::default();
+        (row[0], row[3]) = (step.to_owned(), format!("{} earlier left out", task.attempts_left_out));
+        row
+    });
     let row = |(place, attempt): (usize, &AttemptRow)| {
         [
-            if place == 0 { step.to_owned() } else { String::new() },
+            if place == 0 && left_out.is_none() { step.to_owned() } else { String::new() },
             if place == last { state.clone() } else { String::new() },
             attempt.attempt.to_string(),
             attempt.outcome.clone(),
@@ -243,7 +256,8 @@ fn task_cells(task: &TaskRow) -> Vec<[String; 7]> {
             if place == last { waiting.clone() } else { String::new() },
         ]
     };
-    task.attempts.iter().enumerate().map(row).collect()
+    let rows: Vec<_> = task.attempts.iter().enumerate().map(row).collect();
+    left_out.into_iter().chain(rows).collect()
 }
 
 pub(crate) fn run_state(state: RunState) -> &'static str {
@@ -325,6 +339,7 @@ mod tests {
                     state: TaskState::Leased,
                     waiting_for: None,
                     percent: Some(40),
+                    attempts_left_out: 0,
                     attempts: vec![attempt(1, Some(Millis(1_250)), "retry"), attempt(2, None, "running")],
                 },
                 TaskRow {
@@ -333,6 +348,7 @@ mod tests {
                     state: TaskState::Waiting,
                     waiting_for: Some("a".into()),
                     percent: None,
+                    attempts_left_out: 0,
                     attempts: Vec::new(),
                 },
             ],
@@ -357,6 +373,17 @@ mod tests {
               leased 40%  2        running
         b     waiting                                  a
         "#);
+    }
+
+    #[test]
+    fn attempts_that_are_not_kept_are_counted() {
+        let mut detail = detail();
+        detail.tasks[0].attempts_left_out = 9;
+        let table = text(|out| run(out, &detail, false));
+        let rows: Vec<_> = table.lines().skip_while(|line| !line.starts_with("STEP")).skip(1).collect();
+        assert!(rows[0].starts_with("a[3]") && rows[0].ends_with("9 earlier left out"), "{table}");
+        assert!(rows[1].trim_start().starts_with("1 "), "{table}");
+        assert!(text(|out| run(out, &detail, true)).contains(r#""attempts_left_out":9,"attempts":[{"attempt":1"#));
     }
 
     #[test]

@@ -183,3 +183,58 @@ fn a_run_past_its_timeout_starts_nothing_more() {
     let letter = bench.state.runs[&run].letters().next().expect("a letter").1.clone();
     assert_eq!((letter.code.as_str(), letter.attempt), ("RUN_TIMEOUT", 0));
 }
+
+/// The attempts that `queue show` has of the only task: their numbers, outcomes, and how many were left out.
+fn shown(bench: &Bench, run: RunId) -> (Vec<(Attempt, String)>, u32) {
+    let detail = crate::queue::view::detail(&bench.state, run, &NoBlobs, &|_, _| None).expect("a run");
+    let task = &detail.tasks[0];
+    assert!(task.attempts.iter().all(|row| row.ended_at.is_some() && row.worker == 1));
+    (task.attempts.iter().map(|row| (row.attempt, row.outcome.clone())).collect(), task.attempts_left_out)
+}
+
+#[test]
+fn a_finished_run_still_shows_every_attempt() {
+    let mut bench = bench();
+    let run = bench.enqueue("one");
+    for _ in 0..2 {
+        let lease = bench.lease(1, 1)[0];
+        bench.fail(lease, Class::Retryable);
+        bench.wait(10_000);
+    }
+    let lease = bench.lease(1, 1)[0];
+    bench.succeed(lease, "1");
+    assert_eq!(bench.run_state(run), RunState::Succeeded);
+    let all = [(1, "retry"), (2, "retry"), (3, "succeeded")].map(|(attempt, outcome)| (attempt, outcome.into()));
+    assert_eq!(shown(&bench, run), (all.to_vec(), 0));
+    // A copy of it, as compaction writes it, tells the same.
+    let copied = serde_json::to_string(&bench.state.finished[&run]).expect("JSON");
+    let copy: crate::queue::run::FinishedRun = serde_json::from_str(&copied).expect("a finished run");
+    assert_eq!(copy.tasks, bench.state.finished[&run].tasks);
+}
+
+#[test]
+fn the_history_of_a_task_is_bounded_and_says_what_it_leaves_out() {
+    let mut bench = bench();
+    let run = bench.enqueue("one");
+    for _ in 0..40 {
+        let lease = bench.lease(1, 1)[0];
+        bench.put(Input::NotStarted { worker: lease.worker, task: lease.task, attempt: lease.attempt });
+    }
+    let (attempts, left_out) = shown(&bench, run);
+    assert_eq!((attempts.len(), attempts[0].0, left_out), (32, 9, 8));
+    let lease = bench.lease(1, 1)[0];
+    let before = bench.state.results_bytes;
+    bench.succeed(lease, "1");
+    let (attempts, left_out) = shown(&bench, run);
+    assert_eq!((attempts.len(), attempts[31].clone(), left_out), (32, (41, "succeeded".into()), 9));
+    assert!(bench.state.results_bytes - before > 32 * 100, "what it costs counts against results_max_mb");
+}
+
+#[test]
+fn a_task_of_one_attempt_takes_no_more_of_the_log_than_that_attempt() {
+    let mut bench = bench();
+    let run = bench.enqueue("one");
+    bench.run_all("1");
+    let tasks = serde_json::to_string(&bench.state.finished[&run].tasks).expect("JSON");
+    assert!(!tasks.contains("earlier") && tasks.len() < 200, "{tasks}");
+}
