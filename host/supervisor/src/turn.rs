@@ -230,6 +230,12 @@ impl<D: Disk> Turn<D> {
         self.log.size_bytes()
     }
 
+    /// Syncs of the disk so far.
+    #[must_use]
+    pub fn syncs(&self) -> u64 {
+        self.log.syncs()
+    }
+
     #[must_use]
     pub fn policy(&self) -> &Policy {
         &self.rules.policy

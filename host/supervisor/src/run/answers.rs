@@ -1,7 +1,7 @@
 //! Requests that only read: answered from the state after the turn, so that they tell of nothing that is not synced.
 
 use tm_core::{
-    api::{ApiError, ErrorKind, Reply, Request, RunState, WorkerRow},
+    api::{ApiError, Counters, ErrorKind, Reply, Request, RunState, WorkerRow},
     flow::advance::Blobs,
     id::FlowNo,
     queue::{
@@ -77,6 +77,8 @@ pub(super) fn answer(asked: &Asked<'_>, request: &Request) -> Option<Reply> {
             }
         }
         Request::Workers => Reply::Workers((asked.workers)()),
+        // A loop knows them; without one nothing is counted.
+        Request::Counters => Reply::Counters(Counters::default()),
         Request::Register(_)
         | Request::Enqueue(_)
         | Request::Wait { .. }

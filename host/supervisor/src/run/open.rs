@@ -14,6 +14,7 @@ use super::{
     Happening, Options, RunError,
     catalogue::Catalogue,
     house::House,
+    inspect::{Remembered, forget, is_private},
     jobs::Lane,
     natives::Natives,
     payloads::StoredBlobs,
@@ -74,10 +75,11 @@ impl<D: Disk> Session<D> {
             Arc::new(Spawner::start(Program::this_binary(user.clone())).map_err(crate::workers::PoolError::from)?);
         let compile = CompileSettings { allow_weaker: options.allow_weaker, ..CompileSettings::default() };
         let compiler = Arc::new(Compiler::new(Arc::clone(&spawner), compile)?);
+        let inspect = Arc::new(Remembered::new(disk.clone(), is_private(&options.roots.store), compiler.clone())?);
         let pool = match life {
             Life::Passing => None,
             Life::Supervisor => {
-                sweep(&turn, &blobs, &artifacts)?;
+                sweep(&turn, &disk, &blobs, &artifacts)?;
                 let events = happenings.clone();
                 let forward = move |event| drop(events.send(Happening::Pool(event)));
                 Some(Pool::start(pool_settings(options, user.clone()), spawner, Box::new(forward))?)
@@ -103,7 +105,7 @@ impl<D: Disk> Session<D> {
         let mut session = Self {
             turn,
             house,
-            registrar: Registrar::start(settings, compiler, blobs, happenings.clone())?,
+            registrar: Registrar::start(settings, inspect, blobs, happenings.clone())?,
             movers: Lane::start("tm-movers").map_err(RunError::Thread)?,
             backend,
             unfiled: false,
@@ -113,6 +115,8 @@ impl<D: Disk> Session<D> {
             reports: std::collections::VecDeque::new(),
             requests: crate::daemon::RoundRobin::default(),
             reads: Vec::new(),
+            turns: 0,
+            longest_turn: Duration::ZERO,
         };
         if life == Life::Supervisor {
             session.reports.extend(session.turn.recover());
@@ -122,10 +126,11 @@ impl<D: Disk> Session<D> {
 }
 
 /// What nothing names any more, and what attempts of a predecessor staged. Only at the start: nobody writes then.
-fn sweep<D: Disk>(turn: &Turn<D>, blobs: &StoredBlobs<D>, artifacts: &Artifacts<D>) -> Result<(), RunError> {
+fn sweep<D: Disk>(turn: &Turn<D>, disk: &D, blobs: &StoredBlobs<D>, artifacts: &Artifacts<D>) -> Result<(), RunError> {
     let live = live_blobs(&turn.state);
     let swept = blobs.store().sweep(&|digest| live.contains(digest), false)?;
     let staged = artifacts.sweep_staging()?;
+    forget(disk, &live)?;
     if swept.files > 0 || staged > 0 {
         tracing::info!(blobs = swept.files, bytes = swept.bytes, staged, "swept what nothing names");
     }

@@ -1,10 +1,10 @@
 //! The queue with all that surrounds it, one happening at a time: what the loop of a supervisor and the short life of a
 //! command without one have in common.
 
-use std::{collections::VecDeque, os::fd::OwnedFd};
+use std::{collections::VecDeque, os::fd::OwnedFd, time::Duration};
 
 use tm_core::{
-    api::{Reply, Request},
+    api::{Counters, Reply, Request},
     code::{self, Class},
     id::{TaskRef, WorkerId},
     json::{Json, Payload},
@@ -56,6 +56,9 @@ pub(super) struct Session<D: Disk> {
     pub(super) reports: VecDeque<Input>,
     pub(super) requests: RoundRobin<Input>,
     pub(super) reads: Vec<(Ticket, Request)>,
+    pub(super) turns: u64,
+    /// Since it was asked for last.
+    pub(super) longest_turn: Duration,
 }
 
 impl<D: Disk> Session<D> {
@@ -89,6 +92,7 @@ impl<D: Disk> Session<D> {
     /// # Errors
     /// When the log failed: the caller must stop.
     pub(super) fn turn(&mut self, now: Millis) -> Result<Option<Millis>, RunError> {
+        self.turns += 1;
         self.house.catalogue.refresh();
         self.reports.append(&mut self.house.inputs);
         let mut inputs = VecDeque::new();
@@ -155,6 +159,12 @@ impl<D: Disk> Session<D> {
     fn read(&mut self, ticket: Ticket, request: &Request, now: Millis) {
         if let Request::Wait { run } = request {
             return self.house.wait(&self.turn.state, ticket, *run);
+        }
+        if let Request::Counters = request {
+            let longest = std::mem::take(&mut self.longest_turn);
+            let longest_turn_us = u64::try_from(longest.as_micros()).unwrap_or(u64::MAX);
+            let counters = Counters { turns: self.turns, syncs: self.turn.syncs(), longest_turn_us };
+            return self.house.replies.push((ticket, Reply::Counters(counters)));
         }
         let asked = Asked {
             state: &self.turn.state,

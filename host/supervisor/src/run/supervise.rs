@@ -96,6 +96,8 @@ struct Loop<'a, D: Disk> {
     keys: KeyFile<D>,
     /// Keys and ended runs when the file of keys was noted last.
     keys_seen: Option<(usize, u64)>,
+    /// When the loop was last done waiting.
+    awake_since: Instant,
 }
 
 fn serve<D: Disk>(
@@ -113,7 +115,16 @@ fn serve<D: Disk>(
     let listener = listen::bind(socket_folder)?;
     let calls = sender.clone();
     let edge = Edge::start(listener, true, move |incoming| drop(calls.send(Happening::Edge(incoming))))?;
-    let mut running = Loop { options, session, edge, inbox, clock, keys: KeyFile::new(disk), keys_seen: None };
+    let mut running = Loop {
+        options,
+        session,
+        edge,
+        inbox,
+        clock,
+        keys: KeyFile::new(disk),
+        keys_seen: None,
+        awake_since: Instant::now(),
+    };
     let not_loaded = running.load_folder()?;
     running.wait_for_workers()?;
     let rows = running.session.house.workers();
@@ -162,6 +173,7 @@ impl<D: Disk> Loop<'_, D> {
 
     /// Takes what happened, or waits for it until `due`.
     fn wait(&mut self, due: Option<Millis>) -> Result<(), RunError> {
+        self.session.longest_turn = self.session.longest_turn.max(self.awake_since.elapsed());
         let first = match due {
             None => self.inbox.recv().map_err(|_| RunError::Lonely).map(Some)?,
             Some(due) => {
@@ -173,6 +185,7 @@ impl<D: Disk> Loop<'_, D> {
                 }
             }
         };
+        self.awake_since = Instant::now();
         if let Some(first) = first {
             self.session.take(first)?;
         }

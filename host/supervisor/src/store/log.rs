@@ -177,6 +177,12 @@ impl<D: Disk> Log<D> {
         self.closed.iter().map(|closed| closed.bytes).sum::<u64>() + self.active.room
     }
 
+    /// Of the disk below, all files together.
+    #[must_use]
+    pub fn syncs(&self) -> u64 {
+        self.disk.syncs()
+    }
+
     /// Of the frames that wait for the next commit.
     #[must_use]
     pub fn pending_bytes(&self) -> u64 {

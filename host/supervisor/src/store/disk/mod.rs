@@ -170,6 +170,10 @@ pub trait Disk: Clone + Send + Sync + 'static {
     }
     /// Waits until all that was given to [`Disk::later`] is done.
     fn settle(&self) {}
+    /// Syncs of files and folders so far; 0 where they are not counted.
+    fn syncs(&self) -> u64 {
+        0
+    }
     /// The path as people know it.
     fn shown(&self, path: &str) -> String {
         path.to_owned()

@@ -8,7 +8,11 @@ use std::{
         unix::fs::DirBuilderExt,
     },
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread,
 };
 
@@ -58,6 +62,7 @@ pub struct RealDisk {
 struct Shared {
     roots: BTreeMap<&'static str, Root>,
     background: Mutex<Option<mpsc::Sender<Job>>>,
+    syncs: AtomicU64,
 }
 
 struct Root {
@@ -111,7 +116,11 @@ impl RealDisk {
             };
             opened.insert(name, Root { path: path.to_owned(), fd });
         }
-        Ok(Self { shared: Arc::new(Shared { roots: opened, background: Mutex::new(None) }) })
+        Ok(Self { shared: Arc::new(Shared { roots: opened, background: Mutex::new(None), syncs: AtomicU64::new(0) }) })
+    }
+
+    fn count_sync(&self) {
+        self.shared.syncs.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A descriptor of a folder, for a worker's profile.
@@ -178,7 +187,8 @@ impl RealDisk {
                 Ok((*name, Root { path: root.path.clone(), fd }))
             });
             let roots = roots.collect::<io::Result<_>>().ok()?;
-            let disk = Self { shared: Arc::new(Shared { roots, background: Mutex::new(None) }) };
+            let disk =
+                Self { shared: Arc::new(Shared { roots, background: Mutex::new(None), syncs: AtomicU64::new(0) }) };
             let spawned = thread::Builder::new().name("tm-disk".into()).spawn(move || {
                 for job in inbox {
                     match job {
@@ -246,6 +256,7 @@ impl Disk for RealDisk {
     }
 
     fn sync(&self, file: &RealFile) -> Result<(), DiskError> {
+        self.count_sync();
         rustix::fs::fdatasync(&file.fd).map_err(|errno| file_error(file, errno))
     }
 
@@ -302,13 +313,16 @@ impl Disk for RealDisk {
         if above.st_uid != rustix::process::geteuid().as_raw() {
             self.give(folder, above.st_uid, above.st_gid)?;
         }
+        self.count_sync();
         rustix::fs::fsync(&parent).map_err(failed)
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<(), DiskError> {
         let ((from_folder, from_name), (to_folder, to_name)) = (self.parent(from)?, self.parent(to)?);
         rustix::fs::renameat(&from_folder, from_name, &to_folder, to_name).map_err(|errno| self.error(from, errno))?;
+        self.count_sync();
         rustix::fs::fsync(&to_folder).map_err(|errno| self.error(to, errno))?;
+        self.count_sync();
         rustix::fs::fsync(&from_folder).map_err(|errno| self.error(from, errno))
     }
 
@@ -322,7 +336,12 @@ impl Disk for RealDisk {
         rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR).map_err(|errno| self.error(folder, errno))
     }
 
+    fn syncs(&self) -> u64 {
+        self.shared.syncs.load(Ordering::Relaxed)
+    }
+
     fn sync_folder(&self, folder: &str) -> Result<(), DiskError> {
+        self.count_sync();
         rustix::fs::fsync(&self.folder(folder)?).map_err(|errno| self.error(folder, errno))
     }
 
