@@ -30,6 +30,14 @@ pub enum Next {
     Skipped,
 }
 
+/// What a run gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunOutput {
+    /// The output of this step.
+    Of(u16),
+    Made(Payload),
+}
+
 /// Large payloads by their digest. Written and synced before an event names them (I10).
 pub trait Blobs {
     /// `None`: the blob is missing or damaged.
@@ -124,16 +132,16 @@ impl Inputs<'_> {
     ///
     /// # Errors
     /// When a blob is missing, or the result is too large.
-    pub fn output(&self) -> Result<Payload, EvaluateFault> {
+    pub fn output(&self) -> Result<RunOutput, EvaluateFault> {
         let is_last = |place: u16| !self.def.steps.iter().any(|step| step.needs.contains(&place));
         let last: Vec<u16> = (0..)
             .take(self.def.steps.len())
-            .filter(|&place| is_last(place) && self.output_of(place).is_some())
+            .filter(|&place| is_last(place) && self.run.output_of(place).is_some())
             .collect();
         match last.as_slice() {
-            [] => Ok(Payload::Inline(Json::null())),
-            [one] => Ok(self.output_of(*one).cloned().unwrap_or_else(|| Payload::Inline(Json::null()))),
-            several => self.object_of(several),
+            [] => Ok(RunOutput::Made(Payload::Inline(Json::null()))),
+            [one] => Ok(RunOutput::Of(*one)),
+            several => self.object_of(several).map(RunOutput::Made),
         }
     }
 
@@ -168,7 +176,7 @@ impl Inputs<'_> {
             let id = self.def.steps.get(usize::from(place)).map_or("", |step| step.id.as_str());
             text.push_str(Json::of(id).get());
             text.push(':');
-            match self.output_of(place) {
+            match self.run.output_of(place) {
                 Some(output) => text.push_str(self.text(output)?.get()),
                 None => text.push_str("null"),
             }
@@ -186,14 +194,7 @@ impl Inputs<'_> {
         let id = path.strip_prefix("steps.")?.strip_suffix(".output")?;
         let place =
             *step.needs.iter().find(|&&need| self.def.steps.get(usize::from(need)).is_some_and(|s| s.id == id))?;
-        self.output_of(place).cloned()
-    }
-
-    fn output_of(&self, place: u16) -> Option<&Payload> {
-        match self.run.steps.get(usize::from(place))? {
-            StepRun::Done(done) => done.output.as_ref(),
-            _ => None,
-        }
+        self.run.output_of(place).cloned()
     }
 
     fn text(&self, payload: &Payload) -> Result<Json, EvaluateFault> {
@@ -217,7 +218,7 @@ impl Inputs<'_> {
         let mut steps = Map::new();
         for &need in &step.needs {
             let Some(def) = self.def.steps.get(usize::from(need)) else { continue };
-            let output = self.output_of(need).map_or(Ok(Value::Null), read)?;
+            let output = self.run.output_of(need).map_or(Ok(Value::Null), read)?;
             steps.insert(def.id.clone(), Value::Object(Map::from_iter([("output".to_string(), output)])));
         }
         let run = Map::from_iter([

@@ -111,7 +111,7 @@ impl State {
                 let (flow, priority) = (found.flow, found.priority);
                 let task = TaskRef { run: *run, step: *step, item: None };
                 let slot = found.steps.get_mut(usize::from(*step)).filter(|slot| is_unstarted(slot))?;
-                let made = Task::new(input.clone(), phase);
+                let made = Task::new(input.as_ref().unwrap_or(&found.input).clone(), phase);
                 self.indexes.insert(Place { flow, priority, task }, &made);
                 *slot = StepRun::Single(Box::new(made));
             }
@@ -153,8 +153,9 @@ impl State {
                 let name = key_name(&self.flows, found);
                 self.free_key(name, *run);
             }
-            Event::RunEnded { run, state, output, expires_at } => {
-                self.run_ended(*run, *state, output.as_ref(), *expires_at, at)?;
+            Event::RunEnded { run, state, output, step, expires_at } => {
+                let output = output.clone().or_else(|| self.runs.get(run)?.output_of((*step)?).cloned());
+                self.run_ended(*run, *state, output, *expires_at, at)?;
             }
             Event::Filed { entry } => {
                 let task = *self.letters.get(entry)?;
@@ -350,7 +351,7 @@ impl State {
         &mut self,
         id: RunId,
         state: RunState,
-        output: Option<&Payload>,
+        output: Option<Payload>,
         expires_at: Millis,
         at: Millis,
     ) -> Option<()> {
@@ -391,7 +392,7 @@ impl State {
             enqueued_at: run.enqueued_at,
             ended_at: at,
             expires_at,
-            output: output.cloned(),
+            output,
             key: extra.filter(|_| state == RunState::Succeeded).and_then(|extra| extra.key.clone()),
             input_digest: extra.and_then(|extra| extra.input_digest),
             exec_ms: exec_us.div_ceil(1000),

@@ -73,11 +73,12 @@ pub enum Event {
         counted: bool,
     },
     Dead(Box<Dead>),
-    /// A step whose needs are met: its input stands here, so replay never evaluates.
+    /// A step whose needs are met: its input stands here, so replay never evaluates. None: the run's own input.
     StepReady {
         run: RunId,
         step: u16,
-        input: Payload,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        input: Option<Payload>,
     },
     /// One task per item.
     StepFanned {
@@ -102,7 +103,11 @@ pub enum Event {
     RunEnded {
         run: RunId,
         state: RunState,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         output: Option<Payload>,
+        /// The step whose output is the run's, in place of `output`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        step: Option<u16>,
         expires_at: Millis,
     },
     /// The entry's file is synced; from here on the file is the truth.

@@ -227,6 +227,15 @@ impl Run {
         }
     }
 
+    /// What a step gave, while it is kept.
+    #[must_use]
+    pub fn output_of(&self, step: u16) -> Option<&Payload> {
+        match self.steps.get(usize::from(step))? {
+            StepRun::Done(done) => done.output.as_ref(),
+            _ => None,
+        }
+    }
+
     /// The end that `task` may still be given: any of its phases but those that are final.
     #[must_use]
     pub fn is_open(&self, task: TaskRef) -> bool {

@@ -6,7 +6,7 @@ use crate::{
     api::RunState,
     code,
     flow::{
-        advance::{Inputs, Next},
+        advance::{Inputs, Next, RunOutput},
         evaluate::EvaluateFault,
     },
     id::{RunId, TaskRef},
@@ -34,7 +34,10 @@ impl Desk<'_> {
             match run.steps.get(usize::from(place)) {
                 Some(StepRun::Waiting) if step.needs.iter().all(|&need| has_ended(run, need)) => {
                     match inputs.next(step) {
-                        Ok(Next::Ready(input)) => self.fact(Event::StepReady { run: id, step: place, input }),
+                        Ok(Next::Ready(input)) => {
+                            let input = Some(input).filter(|input| *input != run.input);
+                            self.fact(Event::StepReady { run: id, step: place, input });
+                        }
                         Ok(Next::Fanned(inputs)) => {
                             let empty = inputs.is_empty();
                             self.fact(Event::StepFanned { run: id, step: place, inputs });
@@ -73,9 +76,13 @@ impl Desk<'_> {
         if run.steps.iter().all(|step| matches!(step, StepRun::Done(_) | StepRun::Skipped)) {
             let Some(def) = self.state.flow_of(run).map(|flow| Arc::clone(&flow.def)) else { return };
             let inputs = Inputs { run, def: &def, evaluate: self.world.evaluate, blobs: self.world.blobs };
-            let output = inputs.output().unwrap_or_else(|_| Payload::Inline(Json::null()));
+            let (output, step) = match inputs.output() {
+                Ok(RunOutput::Of(step)) => (None, Some(step)),
+                Ok(RunOutput::Made(output)) => (Some(output), None),
+                Err(_) => (Some(Payload::Inline(Json::null())), None),
+            };
             let expires_at = self.world.now.plus(self.world.policy.result_ttl_ms);
-            self.fact(Event::RunEnded { run: id, state: RunState::Succeeded, output: Some(output), expires_at });
+            self.fact(Event::RunEnded { run: id, state: RunState::Succeeded, output, step, expires_at });
             self.evict_results();
             self.effect(Effect::RunEnded { run: id });
         } else if run.state == RunState::Active && !in_flight(run) {

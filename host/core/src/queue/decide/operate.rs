@@ -25,10 +25,8 @@ impl Desk<'_> {
             }
             Found::Run(run) => {
                 let state = self.state.finished.get(&run).map_or(RunState::Failed, |finished| finished.state);
-                Reply::Error(refusal(
-                    ErrorKind::Failed,
-                    format!("run {run} has ended already: {state:?}").to_lowercase(),
-                ))
+                let state = format!("{state:?}").to_lowercase();
+                Reply::Error(refusal(ErrorKind::Failed, format!("run {run} has ended already: {state}")))
             }
             Found::None => Reply::Error(view::no_run(id)),
             Found::Several(count) => Reply::Error(view::several_runs(id, count)),
@@ -111,7 +109,7 @@ impl Desk<'_> {
             self.purge_one(entry, task);
         }
         let expires_at = self.world.now.plus(self.world.policy.result_ttl_ms);
-        self.fact(Event::RunEnded { run: id, state, output: None, expires_at });
+        self.fact(Event::RunEnded { run: id, state, output: None, step: None, expires_at });
         for (worker, task, attempt) in running {
             self.effect(Effect::Cancel { worker, task, attempt });
         }
