@@ -32,6 +32,10 @@ pub enum ClientError {
     StaleSocket { queue_dir: PathBuf },
     #[error("cannot reach the supervisor at {}: {source}", path.display())]
     Connect { path: PathBuf, source: io::Error },
+    /// The supervisor stops, or died before it read the request: nothing was done.
+    #[error("the supervisor stops and did not take the request")]
+    NotTaken,
+    /// It is not known whether the request was carried out.
     #[error("the supervisor closed the connection before it answered")]
     Closed,
     #[error("the connection to the supervisor failed: {0}")]
@@ -79,14 +83,30 @@ impl Client {
     /// # Errors
     /// As [`Client::call`].
     pub fn call_with(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, ClientError> {
-        self.send(&line_of(request)?, fds)?;
-        self.receive()
+        let sent = self.send(&line_of(request)?, fds);
+        self.received(sent)
+    }
+
+    /// The answer to the only request that is due.
+    fn received(&mut self, sent: Result<(), ClientError>) -> Result<Reply, ClientError> {
+        match sent {
+            // Its end was not written, so it was not taken; the reason may wait to be read.
+            Err(ClientError::Io(error)) if is_closed(&error) => self.receive().map_err(|_| ClientError::NotTaken),
+            Err(error) => Err(error),
+            Ok(()) => self.receive().map_err(|error| match error {
+                // A peer that closes resets the connection when it left something unread: the end of this line.
+                ClientError::Io(error) if error.kind() == io::ErrorKind::ConnectionReset => ClientError::NotTaken,
+                ClientError::Io(error) if is_closed(&error) => ClientError::Closed,
+                error => error,
+            }),
+        }
     }
 
     /// Many requests, sent ahead of their answers; `answered` gets each answer with its request's number, in order.
     ///
     /// # Errors
-    /// As [`Client::call`], at the first request that fails; those before it were answered.
+    /// As [`Client::call`], at the first request that fails; those before it were answered. After
+    /// [`ClientError::NotTaken`] none of the others was carried out, after [`ClientError::Closed`] some may have been.
     pub fn pipeline(
         &mut self,
         requests: impl IntoIterator<Item = Request>,
@@ -102,20 +122,32 @@ impl Client {
                 sent += 1;
             }
             if !batch.is_empty() {
-                self.stream.get_mut().write_all(&batch)?;
+                match self.stream.get_mut().write_all(&batch) {
+                    // The answers to what was taken can still be read, and then why there are no more.
+                    Err(error) if is_closed(&error) => {}
+                    written => written?,
+                }
                 batch.clear();
             }
             if received == sent {
                 return Ok(());
             }
-            answered(received, self.receive()?);
+            answered(received, self.receive_next()?);
             received += 1;
             // What has arrived with it is taken before more is sent.
             while received < sent && self.stream.buffer().contains(&b'\n') {
-                answered(received, self.receive()?);
+                answered(received, self.receive_next()?);
                 received += 1;
             }
         }
+    }
+
+    /// The next answer of several that are due.
+    fn receive_next(&mut self) -> Result<Reply, ClientError> {
+        self.receive().map_err(|error| match error {
+            ClientError::Io(error) if is_closed(&error) => ClientError::Closed,
+            error => error,
+        })
     }
 
     fn send(&mut self, line: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
@@ -139,8 +171,15 @@ impl Client {
         if line.last() != Some(&b'\n') {
             return Err(ClientError::Closed);
         }
-        serde_json::from_slice(&line).map_err(ClientError::Answer)
+        match serde_json::from_slice(&line).map_err(ClientError::Answer)? {
+            Reply::Stopping => Err(ClientError::NotTaken),
+            reply => Ok(reply),
+        }
     }
+}
+
+fn is_closed(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 fn line_of(request: &Request) -> Result<Vec<u8>, ClientError> {

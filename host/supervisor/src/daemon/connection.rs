@@ -5,11 +5,14 @@ use std::{
     io::{self, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, OwnedFd},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::{
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
+    process::Uid,
+};
 use tm_core::{
     api::{ApiError, ErrorKind, Reply, Request},
     limits::{API_LINE_MAX_BYTES, STEPS_PER_FLOW_MAX},
@@ -30,6 +33,8 @@ pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 /// Answers that are made into text ahead of a client that is slow to read.
 const OUT_AHEAD_BYTES: usize = 1024 * 1024;
 const READ_BYTES: usize = 64 * 1024;
+/// [`Reply::Stopping`].
+const STOPPING_LINE: &[u8] = b"\"Stopping\"\n";
 /// The kernel's SCM_MAX_FD.
 const FDS_PER_MESSAGE_MAX: usize = 253;
 /// Descriptors that came ahead of their line.
@@ -44,6 +49,41 @@ pub struct ApiCall {
     pub request: Request,
     /// Of a [`Request::Register`]: one per component.
     pub fds: Vec<OwnedFd>,
+}
+
+/// How far the edge's end is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Phase {
+    #[default]
+    Taking,
+    /// No request is taken any more.
+    Closed,
+    /// Every request that was taken and can change anything is answered.
+    Settled,
+}
+
+/// Whether requests are still taken: shared by the loop and all connections.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Gate(Arc<Mutex<Phase>>);
+
+impl Gate {
+    /// Runs while requests are taken; after [`Gate::enter`] whatever passed has run.
+    fn pass(&self, run: impl FnOnce()) -> bool {
+        let phase = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = *phase == Phase::Taking;
+        if open {
+            run();
+        }
+        open
+    }
+
+    pub(super) fn enter(&self, next: Phase) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = next;
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What reader and writer of a connection share.
@@ -77,22 +117,24 @@ impl Shared {
     }
 }
 
-/// Serves a connection until it ends, fails, or does not read its answers.
+/// Serves a connection of `owner` until it ends, fails, or does not read its answers.
 pub(super) async fn serve(
     stream: UnixStream,
+    owner: Uid,
     connection: u32,
     answers: UnboundedReceiver<(u32, Reply)>,
+    gate: &Gate,
     forward: impl Fn(ApiCall),
 ) {
     let state = State { ready: BTreeMap::new(), issued: 0, answered: 0, ended: false };
     let shared = Shared { state: Mutex::new(state), work: Notify::new(), room: Notify::new() };
-    let permitted =
-        rustix::net::sockopt::socket_peercred(stream.as_fd()).is_ok_and(|peer| peer.uid == rustix::process::geteuid());
+    let permitted = rustix::net::sockopt::socket_peercred(stream.as_fd()).is_ok_and(|peer| peer.uid == owner);
     let reading = async {
         if permitted {
-            read(&stream, connection, &shared, &forward).await;
+            read(&stream, connection, &shared, gate, &forward).await;
         } else {
-            refuse(&shared, "this queue belongs to another user".to_owned());
+            let hint = Some(format!("run the command as the user with uid {}", owner.as_raw()));
+            refuse(&shared, "this queue belongs to another user".to_owned(), hint);
         }
         shared.with(|state| state.ended = true);
         shared.work.notify_one();
@@ -100,7 +142,7 @@ pub(super) async fn serve(
     };
     tokio::select! {
         () = reading => {}
-        written = write(&stream, &shared, answers) => {
+        written = write(&stream, &shared, gate, answers) => {
             if let Err(error) = written {
                 tracing::debug!(connection, %error, "a client was dropped");
             }
@@ -108,16 +150,16 @@ pub(super) async fn serve(
     }
 }
 
-fn refuse(shared: &Shared, message: String) {
+fn refuse(shared: &Shared, message: String, hint: Option<String>) {
     let call = shared.with(|state| {
         state.issued += 1;
         state.issued
     });
-    let error = ApiError { kind: ErrorKind::Usage, code: None, message, hint: None, retry_after_ms: None };
+    let error = ApiError { kind: ErrorKind::Usage, code: None, message, hint, retry_after_ms: None };
     shared.answer(call, Reply::Error(error));
 }
 
-async fn read(stream: &UnixStream, connection: u32, shared: &Shared, forward: &impl Fn(ApiCall)) {
+async fn read(stream: &UnixStream, connection: u32, shared: &Shared, gate: &Gate, forward: &impl Fn(ApiCall)) {
     let mut buffer: Vec<u8> = Vec::new();
     let mut fds: Vec<OwnedFd> = Vec::new();
     let mut searched = 0;
@@ -136,19 +178,25 @@ async fn read(stream: &UnixStream, connection: u32, shared: &Shared, forward: &i
                     }) else {
                         return;
                     };
-                    forward(ApiCall { ticket: ticket(connection, call), connection, request, fds });
+                    let call = ApiCall { ticket: ticket(connection, call), connection, request, fds };
+                    if !gate.pass(|| forward(call)) {
+                        shared.with(|state| state.issued -= 1);
+                        // The writer says so, after the answers to what was taken.
+                        return std::future::pending().await;
+                    }
                 }
-                Err(message) => refuse(shared, message),
+                Err(message) => refuse(shared, message, None),
             }
             buffer.drain(..=end);
             searched = 0;
         }
         searched = buffer.len();
         if buffer.len() > API_LINE_MAX_BYTES {
-            return refuse(shared, format!("a request has at most {API_LINE_MAX_BYTES} bytes"));
+            return refuse(shared, format!("a request has at most {API_LINE_MAX_BYTES} bytes"), None);
         }
         if fds.len() > FDS_WAITING_MAX {
-            return refuse(shared, format!("more than {FDS_WAITING_MAX} descriptors came without a request for them"));
+            let message = format!("more than {FDS_WAITING_MAX} descriptors came without a request for them");
+            return refuse(shared, message, None);
         }
         match receive(stream, &mut buffer, &mut fds).await {
             Ok(0) | Err(_) => return,
@@ -198,7 +246,12 @@ async fn receive(stream: &UnixStream, buffer: &mut Vec<u8>, fds: &mut Vec<OwnedF
 }
 
 /// Ends when the client has read all that it will get.
-async fn write(stream: &UnixStream, shared: &Shared, mut answers: UnboundedReceiver<(u32, Reply)>) -> io::Result<()> {
+async fn write(
+    stream: &UnixStream,
+    shared: &Shared,
+    gate: &Gate,
+    mut answers: UnboundedReceiver<(u32, Reply)>,
+) -> io::Result<()> {
     let mut out = Vec::new();
     let mut stopping = false;
     loop {
@@ -222,7 +275,9 @@ async fn write(stream: &UnixStream, shared: &Shared, mut answers: UnboundedRecei
             continue;
         }
         if finished {
-            return Ok(());
+            // What is unanswered now only waits or registers; no answer stands behind it that would be lost.
+            let told = gate.phase() == Phase::Settled && shared.with(|state| !state.ended && state.ready.is_empty());
+            return if told { write_all(stream, STOPPING_LINE).await } else { Ok(()) };
         }
         tokio::select! {
             answer = answers.recv() => match answer {

@@ -3,21 +3,26 @@
 use std::{
     collections::HashMap,
     io,
-    os::unix::net::UnixListener,
+    os::unix,
     sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
     time::Duration,
 };
 
+use rustix::{
+    net::{Shutdown, SocketFlags, accept_with, shutdown},
+    process::Uid,
+};
 use tm_core::{api::Reply, queue::effect::Ticket};
 use tokio::{
+    net::{UnixListener, UnixStream},
     runtime::{Builder, Runtime},
     sync::{mpsc::UnboundedSender, oneshot},
     task::JoinSet,
 };
 
 use super::{
-    connection::{self, ApiCall},
+    connection::{self, ApiCall, Gate, Phase},
     signals::{Signal, Signals},
 };
 
@@ -61,6 +66,7 @@ impl Connections {
 #[derive(Debug)]
 pub struct Edge {
     connections: Connections,
+    gate: Gate,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -82,22 +88,38 @@ impl Edge {
     /// # Errors
     /// When the thread, its runtime or the signal handlers cannot be made.
     pub fn start(
-        listener: UnixListener,
+        listener: unix::net::UnixListener,
+        signals: bool,
+        inbox: impl Fn(Incoming) + Send + Sync + 'static,
+    ) -> Result<Self, EdgeError> {
+        Self::start_for(rustix::process::geteuid(), listener, signals, inbox)
+    }
+
+    /// As [`Edge::start`], for clients of another user than this process's.
+    pub(super) fn start_for(
+        owner: Uid,
+        listener: unix::net::UnixListener,
         signals: bool,
         inbox: impl Fn(Incoming) + Send + Sync + 'static,
     ) -> Result<Self, EdgeError> {
         listener.set_nonblocking(true)?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let inside = runtime.enter();
-        let listener = tokio::net::UnixListener::from_std(listener)?;
+        let listener = UnixListener::from_std(listener)?;
         let signals = if signals { Some(Signals::new()?) } else { None };
         drop(inside);
         let connections = Connections(Arc::new(Mutex::new(Some(HashMap::new()))));
         let (stop, stopped) = oneshot::channel();
-        let (shared, inbox) = (connections.clone(), Arc::new(inbox));
-        let run = move || serve(&runtime, listener, signals, stopped, &shared, &inbox);
+        let gate = Gate::default();
+        let door = Door { owner, connections: connections.clone(), gate: gate.clone(), inbox: Arc::new(inbox) };
+        let run = move || serve(&runtime, &listener, signals, stopped, &door);
         let thread = std::thread::Builder::new().name("tm-edge".into()).spawn(run)?;
-        Ok(Self { connections, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { connections, gate, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// From now on no request is taken; what was taken is in the inbox, to be answered before [`Edge::stop`].
+    pub fn close(&self) {
+        self.gate.enter(Phase::Closed);
     }
 
     /// Answers a call. A ticket whose connection is gone is dropped.
@@ -112,7 +134,13 @@ impl Edge {
     }
 
     /// Stops accepting and closes all connections once what was answered is written (at most two seconds).
+    ///
+    /// After [`Edge::close`] clients are told that what is not answered was not taken: whatever changes anything must
+    /// have been answered.
     pub fn stop(mut self) {
+        if self.gate.phase() == Phase::Closed {
+            self.gate.enter(Phase::Settled);
+        }
         self.end();
     }
 
@@ -134,13 +162,35 @@ impl Drop for Edge {
     }
 }
 
+/// What every connection is made with.
+struct Door<F> {
+    owner: Uid,
+    connections: Connections,
+    gate: Gate,
+    inbox: Arc<F>,
+}
+
+impl<F: Fn(Incoming) + Send + Sync + 'static> Door<F> {
+    fn admit(&self, tasks: &mut JoinSet<()>, stream: UnixStream, connection: u32) {
+        let (answers, receiver) = tokio::sync::mpsc::unbounded_channel();
+        self.connections.with(|connections| connections.insert(connection, answers));
+        let (owner, connections, gate, inbox) =
+            (self.owner, self.connections.clone(), self.gate.clone(), Arc::clone(&self.inbox));
+        tasks.spawn(async move {
+            let forward = |call| inbox(Incoming::Call(call));
+            connection::serve(stream, owner, connection, receiver, &gate, forward).await;
+            connections.with(|connections| connections.remove(&connection));
+            inbox(Incoming::Closed { connection });
+        });
+    }
+}
+
 fn serve<F: Fn(Incoming) + Send + Sync + 'static>(
     runtime: &Runtime,
-    listener: tokio::net::UnixListener,
+    listener: &UnixListener,
     mut signals: Option<Signals>,
     mut stopped: oneshot::Receiver<()>,
-    shared: &Connections,
-    inbox: &Arc<F>,
+    door: &Door<F>,
 ) {
     runtime.block_on(async {
         let mut tasks = JoinSet::new();
@@ -149,22 +199,13 @@ fn serve<F: Fn(Incoming) + Send + Sync + 'static>(
             tokio::select! {
                 _ = &mut stopped => break,
                 signal = async { match &mut signals { Some(signals) => signals.next().await, None => std::future::pending().await } } => {
-                    inbox(Incoming::Signal(signal));
+                    (door.inbox)(Incoming::Signal(signal));
                 }
                 Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
                 accepted = listener.accept(), if tasks.len() < CONNECTIONS_MAX => match accepted {
                     Ok((stream, _)) => {
                         number = number.checked_add(1).unwrap_or(1);
-                        let connection = number;
-                        let (answers, receiver) = tokio::sync::mpsc::unbounded_channel();
-                        shared.with(|connections| connections.insert(connection, answers));
-                        let (shared, inbox) = (shared.clone(), Arc::clone(inbox));
-                        tasks.spawn(async move {
-                            let forward = |call| inbox(Incoming::Call(call));
-                            connection::serve(stream, connection, receiver, forward).await;
-                            shared.with(|connections| connections.remove(&connection));
-                            inbox(Incoming::Closed { connection });
-                        });
+                        door.admit(&mut tasks, stream, number);
                     }
                     // Out of descriptors, most likely: wait until some are free again.
                     Err(error) => {
@@ -174,8 +215,16 @@ fn serve<F: Fn(Incoming) + Send + Sync + 'static>(
                 },
             }
         }
-        drop(listener);
-        let flush = async { while tasks.join_next().await.is_some() {} };
+        let flush = async move {
+            // Nobody connects after this; who waits in the backlog is let in to be told.
+            let shut = door.gate.phase() == Phase::Settled && shutdown(listener, Shutdown::Read).is_ok();
+            while shut && let Ok(stream) = accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                let Ok(stream) = UnixStream::from_std(stream.into()) else { break };
+                number = number.checked_add(1).unwrap_or(1);
+                door.admit(&mut tasks, stream, number);
+            }
+            while tasks.join_next().await.is_some() {}
+        };
         let _cut_off = tokio::time::timeout(FLUSH_MAX, flush).await;
     });
 }

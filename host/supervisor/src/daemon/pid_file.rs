@@ -19,6 +19,8 @@ use rustix::{
 pub enum PidFileError {
     #[error("process {pid} already runs and holds {}", path.display())]
     Running { path: PathBuf, pid: u32 },
+    #[error("{} cannot hold a pid file: there is no folder {}", path.display(), folder.display())]
+    NoFolder { path: PathBuf, folder: PathBuf },
     #[error("pid file {}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
 }
@@ -40,6 +42,18 @@ pub struct PidFile {
     path: PathBuf,
     /// The lock lives as long as this.
     file: File,
+}
+
+/// Whether a pid file can stand there, before anything else is made.
+///
+/// # Errors
+/// [`PidFileError::NoFolder`].
+pub fn check(path: &Path) -> Result<(), PidFileError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if folder.is_dir() {
+        return Ok(());
+    }
+    Err(PidFileError::NoFolder { path: path.to_owned(), folder: folder.to_owned() })
 }
 
 /// Writes this process's pid file, whole or not at all; a stale one is replaced.

@@ -214,6 +214,94 @@ fn stopping_writes_what_was_answered_and_closes() {
 }
 
 #[test]
+fn a_stop_answers_what_was_taken_and_tells_the_rest_that_it_was_not() {
+    let case = Case::new();
+    let (mut busy, mut idle, mut waiting) = (case.client(), case.client(), case.client());
+    busy.send(&line_of(&show(1)).unwrap(), &[]).unwrap();
+    let taken = case.call();
+    waiting.send(&line_of(&show(2)).unwrap(), &[]).unwrap();
+    let _it_waits_for_what_does_not_come = case.call();
+    case.edge.close();
+    busy.send(&line_of(&show(3)).unwrap(), &[]).unwrap();
+    // Connected, and not yet let in perhaps.
+    let mut late = case.client();
+    late.send(&line_of(&show(4)).unwrap(), &[]).unwrap();
+    case.edge.reply(taken.ticket, pong(1));
+    case.edge.stop();
+    assert_eq!(pid_of(&busy.receive().unwrap()), 1);
+    for client in [&mut busy, &mut late, &mut waiting] {
+        assert!(matches!(client.receive(), Err(ClientError::NotTaken)));
+    }
+    assert!(matches!(idle.call(&show(5)), Err(ClientError::NotTaken)));
+    assert!(!case.inbox.try_iter().any(|incoming| matches!(incoming, Incoming::Call(_))));
+    assert!(matches!(Client::connect(case.folder.path()), Err(ClientError::StaleSocket { .. })));
+}
+
+#[test]
+fn a_pipeline_that_a_stop_cuts_off_knows_what_was_taken() {
+    let case = Case::new();
+    let folder = case.folder.path().to_owned();
+    let client = std::thread::spawn(move || {
+        let mut answers = 0;
+        let ended = Client::connect(&folder).unwrap().pipeline((0..100_000).map(show), |_, _| answers += 1);
+        assert!(matches!(ended, Err(ClientError::NotTaken)), "{ended:?}");
+        answers
+    });
+    let mut taken = 0;
+    let mut take = |call: crate::daemon::ApiCall| {
+        case.edge.reply(call.ticket, pong(taken));
+        taken += 1;
+    };
+    for _ in 0..3_000 {
+        take(case.call());
+    }
+    case.edge.close();
+    for incoming in case.inbox.try_iter() {
+        match incoming {
+            Incoming::Call(call) => take(call),
+            other => panic!("{other:?}"),
+        }
+    }
+    case.edge.stop();
+    assert_eq!(client.join().unwrap(), taken);
+}
+
+#[test]
+fn a_supervisor_that_dies_leaves_in_doubt_only_what_it_had_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = listen::bind(folder.path()).unwrap();
+    let connected = |reads: usize| {
+        let mut client = Client::connect(folder.path()).unwrap();
+        client.send(&line_of(&show(1)).unwrap(), &[]).unwrap();
+        let (mut peer, _) = listener.accept().unwrap();
+        peer.read_exact(&mut vec![0; reads]).unwrap();
+        client
+    };
+    let whole = line_of(&show(1)).unwrap().len();
+    let outcome = |mut client: Client| client.received(Ok(()));
+    assert!(matches!(outcome(connected(whole)), Err(ClientError::Closed)));
+    assert!(matches!(outcome(connected(whole - 1)), Err(ClientError::NotTaken)));
+    let mut waiting = Client::connect(folder.path()).unwrap();
+    drop(listener);
+    assert!(matches!(waiting.call(&show(1)), Err(ClientError::NotTaken)));
+}
+
+#[test]
+fn another_user_is_told_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = rustix::process::geteuid().as_raw();
+    let owner = rustix::process::Uid::from_raw(own + 1);
+    let _edge = Edge::start_for(owner, listen::bind(folder.path()).unwrap(), false, |_| {}).unwrap();
+    for size_bytes in [1, 8 * 1024 * 1024] {
+        let mut client = Client::connect(folder.path()).unwrap();
+        match client.call(&show("x".repeat(size_bytes))).unwrap() {
+            Reply::Error(error) => assert!(error.message.contains("another user") && error.hint.is_some()),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn the_loop_can_take_calls_in_turn() {
     let case = Case::new();
     let fair = Arc::new(Mutex::new(RoundRobin::default()));
