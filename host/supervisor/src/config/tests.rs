@@ -125,7 +125,13 @@ fn each_error_names_file_line_and_key() {
         ),
         (
             "[queue]\nlease_ms = 10000",
-            "heartbeat (5000 ms) < heartbeat_timeout (15000 ms) <= lease_ms (10000 ms) does not hold",
+            "conf/trace_config.toml:2:12: queue.lease_ms: heartbeat (5000 ms) < heartbeat_timeout (15000 ms) <= lease_ms \
+             (10000 ms) does not hold",
+        ),
+        (
+            "[workers]\nnum = 2\nheartbeat_timeout = \"4s\"",
+            "conf/trace_config.toml:3:21: workers.heartbeat_timeout: heartbeat (5000 ms) < heartbeat_timeout (4000 ms) <= \
+             lease_ms (30000 ms) does not hold",
         ),
     ] {
         assert_eq!(fails(text), expected, "{text}");

@@ -162,6 +162,15 @@ struct Retention {
 pub(super) fn resolve(text: &str, path: &Path) -> Result<Settings, ConfigError> {
     let place = Place { text, path };
     let file: File = toml::from_str(text).map_err(|error| place.of_toml(&error))?;
+    // What does not go together is shown at the first of them that the file sets.
+    let lease = file.queue.lease_ms.as_ref().map(|lease| ("queue.lease_ms", lease.span()));
+    let beats = [
+        ("workers.heartbeat", &file.workers.heartbeat),
+        ("workers.heartbeat_timeout", &file.workers.heartbeat_timeout),
+    ]
+    .into_iter()
+    .filter_map(|(key, beat)| Some((key, beat.as_ref()?.span())));
+    let beats = beats.chain(lease).min_by_key(|(_, span)| span.start);
     let mut settings = Settings::default();
     queue(&place, &file.queue, &mut settings.queue)?;
     workers(&place, file.workers, &mut settings.workers)?;
@@ -204,7 +213,12 @@ pub(super) fn resolve(text: &str, path: &Path) -> Result<Settings, ConfigError> 
     let kept = |key, age: Option<Spanned<Span>>| age.map(|age| place.span(key, &age)).transpose();
     settings.retention.artifacts_ms = kept("retention.artifacts", file.retention.artifacts)?;
     settings.retention.dlq_archive_ms = kept("retention.dlq_archive", file.retention.dlq_archive)?;
-    Ok(settings)
+    match (settings.check(), beats) {
+        (Err(error @ ConfigError::Heartbeat { .. }), Some((key, span))) => {
+            Err(place.range(span, key.to_owned(), error.to_string()))
+        }
+        _ => Ok(settings),
+    }
 }
 
 fn queue(place: &Place<'_>, written: &Queue, queue: &mut super::Queue) -> Result<(), ConfigError> {
