@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
 #[derive(Default)]
 pub(crate) struct Percentiles {
     micros: Vec<f64>,
@@ -24,12 +22,5 @@ impl Percentiles {
         }
         let last = self.micros.len().saturating_sub(1);
         self.micros.get((quantile * last as f64).round() as usize).copied().unwrap_or(0.0)
-    }
-
-    pub(crate) fn json(&mut self) -> Value {
-        json!({
-            "count": self.micros.len(),
-            "p50_us": self.at(0.5), "p99_us": self.at(0.99), "p999_us": self.at(0.999),
-        })
     }
 }

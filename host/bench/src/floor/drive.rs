@@ -1,7 +1,7 @@
 //! One worker process of the product, driven over its socket pair: what a fresh sandbox costs inside the walls.
 
 use std::{
-    fs::{self, File},
+    fs,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     process::{Child, Command, Stdio},

@@ -84,7 +84,7 @@ fn feed(shared: &Shared, mut log: Log, load: &Load) -> Outcome<Value> {
     let mut begun: VecDeque<(u64, Instant)> = VecDeque::new();
     let mut waiting = load.in_flight;
     let (mut next, mut finished, mut syncs_before) = (0_u64, 0_u64, 0);
-    let mut done = Vec::new();
+    let mut done: Vec<(u64, Outcome<String>)> = Vec::new();
     let mut latencies = Percentiles::default();
     let start = Instant::now();
     let mut measured_from = None;
@@ -105,7 +105,7 @@ fn feed(shared: &Shared, mut log: Log, load: &Load) -> Outcome<Value> {
         }
         waiting = 0;
         for (task, output) in &done {
-            let (_, Ok(output)) = (task, output) else { return Err("a task failed".into()) };
+            let output = output.as_ref().map_err(|error| format!("task {task} failed: {error}"))?;
             log.append(output.as_bytes());
         }
         log.commit()?;
@@ -139,6 +139,6 @@ fn feed(shared: &Shared, mut log: Log, load: &Load) -> Outcome<Value> {
     Ok(json!({
         "tasks_per_second": finished as f64 / seconds,
         "syncs_per_task": (log.syncs - syncs_before) as f64 / finished as f64,
-        "latency": latencies.json(),
+        "latency": crate::percentiles(&mut latencies),
     }))
 }

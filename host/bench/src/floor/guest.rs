@@ -48,23 +48,23 @@ struct Context {
     trace_parent: Option<String>,
 }
 
-#[derive(Debug, ComponentType, Lift)]
+#[derive(ComponentType, Lift)]
 #[component(record)]
 struct Failed {
     code: String,
     message: String,
 }
 
-#[derive(Debug, ComponentType, Lift)]
+#[derive(ComponentType, Lift)]
 #[component(record)]
 struct Again {
     code: String,
     message: String,
     #[component(name = "retry-after-ms")]
-    retry_after_ms: Option<u64>,
+    after_ms: Option<u64>,
 }
 
-#[derive(Debug, ComponentType, Lift)]
+#[derive(ComponentType, Lift)]
 #[component(variant)]
 enum StepError {
     #[component(name = "retryable")]
@@ -75,6 +75,20 @@ enum StepError {
     InvalidInput(Failed),
     #[component(name = "fatal")]
     Fatal(Failed),
+}
+
+impl StepError {
+    fn words(&self) -> String {
+        match self {
+            Self::Retryable(Again { code, message, after_ms })
+            | Self::RateLimited(Again { code, message, after_ms }) => {
+                format!("{code}: {message} (again after {after_ms:?} ms)")
+            }
+            Self::InvalidInput(Failed { code, message }) | Self::Fatal(Failed { code, message }) => {
+                format!("{code}: {message}")
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, ComponentType, Lift)]
@@ -173,7 +187,7 @@ impl Guest {
         };
         match run.call(&mut store, (context, input))?.0 {
             Ok(output) => Ok(output),
-            Err(error) => Err(format!("the guest failed: {error:?}").into()),
+            Err(error) => Err(format!("the guest failed: {}", error.words()).into()),
         }
     }
 }
