@@ -17,11 +17,35 @@ fn enqueue(flow: &str) -> Ran {
 fn an_unknown_key_is_named_with_its_place() {
     snapshot!(enqueue("flow:\n  id: f\n  stepz: []\n"), @"
     stderr:
-    error: flow.yaml:3:3: unknown field `stepz`, expected one of id, version, description, run_timeout_ms, steps
+    error: flow.yaml:3:3: unknown key 'stepz'
        |
      3 |   stepz: []
        |   ^
      hint: did you mean 'steps'?
+    exit: 3
+    ");
+}
+
+#[test]
+fn a_fault_of_the_form_hides_no_other() {
+    snapshot!(enqueue(
+        "flow:\n  id: f\n  steps:\n    - { id: a, component: a.wasm, limits: { fule: 1 }, needs: a }\n    \
+         - { id: b, component: a.wasm, needs: [nobody] }\n    - { component: a.wasm }\n"
+    ), @"
+    stderr:
+    error: flow.yaml:4:44: unknown key 'fule'
+       |
+     4 |     - { id: a, component: a.wasm, limits: { fule: 1 }, needs: a }
+       |                                             ^
+     hint: did you mean 'fuel'?
+    flow.yaml:4:63: needs must be a list, this is the text 'a'
+       |
+     4 |     - { id: a, component: a.wasm, limits: { fule: 1 }, needs: a }
+       |                                                               ^
+    flow.yaml:6:7: key 'id' is missing
+       |
+     6 |     - { component: a.wasm }
+       |       ^
     exit: 3
     ");
 }
@@ -44,6 +68,27 @@ fn all_faults_of_the_steps_are_said_at_once() {
     flow.yaml:4:35: cycle of needs: a needs b needs a
        |
      4 |     - { id: a, component: a.wasm, needs: [b] }
+       |                                   ^
+     hint: take one of these needs away
+    exit: 3
+    ");
+}
+
+#[test]
+fn every_cycle_is_said() {
+    snapshot!(enqueue(
+        "flow:\n  id: f\n  steps:\n    - { id: a, component: a.wasm, needs: [b] }\n    \
+         - { id: b, component: a.wasm, needs: [a] }\n    - { id: c, component: a.wasm, needs: [c] }\n"
+    ), @"
+    stderr:
+    error: flow.yaml:4:35: cycle of needs: a needs b needs a
+       |
+     4 |     - { id: a, component: a.wasm, needs: [b] }
+       |                                   ^
+     hint: take one of these needs away
+    flow.yaml:6:35: cycle of needs: c needs c
+       |
+     6 |     - { id: c, component: a.wasm, needs: [c] }
        |                                   ^
      hint: take one of these needs away
     exit: 3

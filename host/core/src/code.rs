@@ -45,7 +45,7 @@ codes! {
     CANCELLED = Fatal: "The run was cancelled.",
     INPUT_TOO_LARGE = Fatal: "The input is larger than 16 MiB.",
     CAPABILITY_DENIED = Fatal: "The flow asks for more than the operator allows, or imports what it did not ask for.",
-    COMPILE_FAILED = Fatal: "The component cannot be read or compiled.",
+    COMPILE_FAILED = Fatal: "The component cannot be read, compiled or called as a step.",
     COMPILE_LIMIT = Fatal: "Compiling the component took more time or memory than allowed.",
     QUEUE_FULL = RateLimited: "The queue holds hard_depth tasks, or its disk has no room.",
     // What a step answers without a code of its own.

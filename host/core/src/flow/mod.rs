@@ -3,6 +3,7 @@
 pub mod advance;
 pub mod evaluate;
 pub mod names;
+pub mod order;
 pub mod references;
 pub mod spec;
 pub mod validate;

@@ -33,7 +33,8 @@ pub(crate) fn distance(a: &str, b: &str) -> usize {
 }
 
 /// A name as a message shows it: bounded, without control characters.
-pub(crate) fn shorten(text: &str) -> String {
+#[must_use]
+pub fn shorten(text: &str) -> String {
     let mut shown: String = text.chars().filter(|c| !c.is_control()).take(80).collect();
     if shown.len() < text.len() {
         shown = shown.trim_end().to_string() + "…";

@@ -7,7 +7,6 @@ use alloc::{
     collections::{BTreeMap, BTreeSet},
     format,
     string::String,
-    vec,
     vec::Vec,
 };
 
@@ -15,6 +14,7 @@ use crate::{
     flow::{
         evaluate::{Evaluate, EvaluateFault},
         names::shorten,
+        order::cycles,
         references,
         spec::{FlowSpec, GrantsSpec, LimitsSpec, Mode, RetriesSpec, StepSpec},
     },
@@ -85,39 +85,11 @@ pub fn validate(flow: &FlowSpec, evaluate: &dyn Evaluate) -> Vec<Fault> {
     for (place, step) in flow.steps.iter().enumerate() {
         check_step(&mut faults, &format!("steps[{place}]"), step, &places, evaluate);
     }
-    if let Some((place, cycle)) = find_cycle(flow, &places) {
+    for (place, cycle) in cycles(flow, &places) {
         let hint = "take one of these needs away".to_owned();
         faults.add(format!("steps[{place}].needs"), format!("cycle of needs: {cycle}"), Some(hint));
     }
     faults.0
-}
-
-/// The places of the steps so that each stands after what it needs; otherwise in the order of the text.
-///
-/// Steps of a cycle, and needs that do not exist, are left out: [`validate`] names them.
-#[must_use]
-pub fn topological_order(flow: &FlowSpec) -> Vec<usize> {
-    let places: BTreeMap<&str, usize> =
-        flow.steps.iter().enumerate().rev().map(|(place, step)| (step.id.as_str(), place)).collect();
-    let mut open: Vec<usize> = vec![0; flow.steps.len()];
-    let mut dependents: Vec<Vec<usize>> = vec![Vec::new(); flow.steps.len()];
-    for (place, step) in flow.steps.iter().enumerate() {
-        let needs: BTreeSet<usize> = step.needs.iter().filter_map(|need| places.get(need.as_str()).copied()).collect();
-        open[place] = needs.len();
-        needs.into_iter().for_each(|need| dependents[need].push(place));
-    }
-    let mut ready: BTreeSet<usize> = (0..open.len()).filter(|&place| open[place] == 0).collect();
-    let mut order = Vec::with_capacity(open.len());
-    while let Some(place) = ready.pop_first() {
-        order.push(place);
-        for &dependent in &dependents[place] {
-            open[dependent] -= 1;
-            if open[dependent] == 0 {
-                ready.insert(dependent);
-            }
-        }
-    }
-    order
 }
 
 struct Faults(Vec<Fault>);
@@ -375,24 +347,6 @@ pub fn is_env_name(name: &str) -> bool {
     (1..=128).contains(&name.len())
         && !name.as_bytes()[0].is_ascii_digit()
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-}
-
-/// The first cycle: the place of one of its steps and its path, `a -> b -> a`.
-fn find_cycle(flow: &FlowSpec, places: &BTreeMap<&str, usize>) -> Option<(usize, String)> {
-    let ordered: BTreeSet<usize> = topological_order(flow).into_iter().collect();
-    let stuck = |place: &usize| !ordered.contains(place) && places.get(flow.steps[*place].id.as_str()) == Some(place);
-    // A stuck step needs a stuck step, so the walk comes back to where it was.
-    let mut trail: Vec<usize> = vec![(0..flow.steps.len()).find(stuck)?];
-    loop {
-        let last = &flow.steps[*trail.last()?];
-        let next = last.needs.iter().filter_map(|need| places.get(need.as_str()).copied()).find(stuck)?;
-        if let Some(start) = trail.iter().position(|&place| place == next) {
-            let names: Vec<&str> =
-                trail[start..].iter().chain([&next]).map(|&place| flow.steps[place].id.as_str()).collect();
-            return Some((next, names.join(" needs ")));
-        }
-        trail.push(next);
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Faults of flows, one behaviour each.
 
 use super::*;
-use crate::flow::spec::FlowFile;
+use crate::flow::{order::topological_order, spec::FlowFile};
 use alloc::string::String;
 use serde_json::{Value, json};
 
@@ -104,6 +104,31 @@ fn a_cycle_is_named_with_its_path() {
     assert_eq!(found, [("steps[4].needs".into(), "cycle of needs: c needs b needs a needs c".into())]);
     let own = faults(json!([{"id": "a", "component": "x", "needs": ["a"]}]));
     assert_eq!(own, [("steps[0].needs".into(), "cycle of needs: a needs a".into())]);
+}
+
+#[test]
+fn every_cycle_is_named_and_no_more_than_fit() {
+    let found = faults(json!([
+        {"id": "a", "component": "x", "needs": ["b", "c"]},
+        {"id": "b", "component": "x", "needs": ["a"]},
+        {"id": "c", "component": "x", "needs": ["a"]},
+        {"id": "d", "component": "x", "needs": ["a", "e"]},
+        {"id": "e", "component": "x", "needs": ["d"]},
+        {"id": "f", "component": "x", "needs": ["f"]},
+    ]));
+    let cycle = |place: &str, names: &str| (format!("steps[{place}].needs"), format!("cycle of needs: {names}"));
+    assert_eq!(
+        found,
+        [
+            cycle("0", "a needs b needs a"),
+            cycle("0", "a needs c needs a"),
+            cycle("3", "d needs e needs d"),
+            cycle("5", "f needs f"),
+        ]
+    );
+    let all: Vec<String> = (0..STEPS_PER_FLOW_MAX).map(|n| format!("s{n}")).collect();
+    let steps: Vec<Value> = all.iter().map(|id| json!({"id": id, "component": "x", "needs": all})).collect();
+    assert_eq!(paths(Value::Array(steps)).len(), 16, "and in an instant");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Which import of a component needs which grant: the one table.
 
 use tm_core::{
+    code::{CAPABILITY_DENIED, COMPILE_FAILED},
     flow::{spec::GrantsDef, validate::Fault},
     wire::Inspection,
 };
@@ -61,16 +62,21 @@ impl<'a> Interface<'a> {
 
 /// What does not fit between a step's component and its grants, both ways. `path` is the step's, `steps[2]`.
 ///
-/// Faults are imports without a grant, imports that this host does not have, and a missing `step`; warnings are grants that
-/// the component has no use for.
+/// Faults, each with its code, are imports without a grant, imports that this host does not have, and a missing `step`;
+/// warnings are grants that the component has no use for.
 #[must_use]
-pub fn judge(path: &str, step: &str, inspection: &Inspection, grants: &GrantsDef) -> (Vec<Fault>, Vec<String>) {
+pub fn judge(
+    path: &str,
+    step: &str,
+    inspection: &Inspection,
+    grants: &GrantsDef,
+) -> (Vec<(&'static str, Fault)>, Vec<String>) {
     let mut faults = Vec::new();
     let mut used = Vec::new();
     for import in &inspection.imports {
         match needs_of(import) {
             Err((message, hint)) => {
-                faults.push(Fault { path: format!("{path}.component"), message, hint });
+                faults.push((CAPABILITY_DENIED, Fault { path: format!("{path}.component"), message, hint }));
             }
             Ok(needs) if granted(needs, grants) => used.push(needs),
             Ok(needs) => {
@@ -81,12 +87,12 @@ pub fn judge(path: &str, step: &str, inspection: &Inspection, grants: &GrantsDef
                     }
                     _ => format!("add {}: true to its grants", name_of(needs)),
                 };
-                faults.push(Fault { path: format!("{path}.grants"), message, hint: Some(hint) });
+                faults.push((CAPABILITY_DENIED, Fault { path: format!("{path}.grants"), message, hint: Some(hint) }));
             }
         }
     }
     if let Some(fault) = missing_step(path, inspection) {
-        faults.push(fault);
+        faults.push((COMPILE_FAILED, fault));
     }
     let environment = inspection.imports.iter().any(|import| import.starts_with("wasi:cli/environment@"));
     let unused = [
@@ -180,7 +186,8 @@ mod tests {
     const STEP: &[&str] = &["tracemind:flow/step@0.1.0"];
 
     fn faults(imports: &[&str], exports: &[&str], grants: &GrantsDef) -> Vec<String> {
-        judge("steps[0]", "s", &inspection(imports, exports), grants).0.into_iter().map(|fault| fault.message).collect()
+        let (faults, _) = judge("steps[0]", "s", &inspection(imports, exports), grants);
+        faults.into_iter().map(|(_, fault)| fault.message).collect()
     }
 
     #[test]
@@ -238,6 +245,9 @@ mod tests {
             faults(&[], &["tracemind:flow/step@0.2.0"], &none),
             ["exports tracemind:flow/step@0.2.0; this host runs tracemind:flow/step@0.1.0"]
         );
+        let found = judge("steps[0]", "s", &inspection(&["acme:x/y"], &[]), &none).0;
+        let codes: Vec<_> = found.into_iter().map(|(code, _)| code).collect();
+        assert_eq!(codes, [CAPABILITY_DENIED, COMPILE_FAILED], "nothing that a grant could mend");
     }
 
     #[test]

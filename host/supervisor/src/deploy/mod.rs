@@ -3,9 +3,11 @@
 
 pub mod capabilities;
 pub mod component;
+mod form;
 pub mod known;
 pub mod resolve;
 pub mod text;
+mod tree;
 
 pub use component::artifact_of;
 pub use known::{Inspect, InspectError, KnownFiles};

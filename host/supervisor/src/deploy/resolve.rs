@@ -11,8 +11,9 @@ use tm_core::{
     code::{CAPABILITY_DENIED, COMPILE_FAILED},
     flow::{
         evaluate::Evaluate,
+        order::topological_order,
         spec::{EnvSpec, FilesSpec, FlowDef, GrantsDef, GrantsSpec, StepDef},
-        validate::{Fault, topological_order},
+        validate::Fault,
     },
     id::Digest,
     json::Json,
@@ -184,8 +185,8 @@ impl Room<'_> {
             }
         };
         let (faults, warnings) = capabilities::judge(&path, &step.id, &inspection, &grants);
-        for fault in faults {
-            self.faults.push(self.flow.locate(fault, Some(CAPABILITY_DENIED)));
+        for (code, fault) in faults {
+            self.faults.push(self.flow.locate(fault, Some(code)));
         }
         self.warnings.extend(warnings);
         let least = inspection.required.memory_min_bytes;

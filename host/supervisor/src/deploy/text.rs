@@ -5,19 +5,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{
-    Deserialize, Deserializer,
-    de::{MapAccess, SeqAccess, Visitor},
-};
-use serde_saphyr::Spanned;
 use tm_core::{
     api::{ApiError, ErrorKind},
     flow::{
         evaluate::Evaluate,
         spec::{FlowFile, FlowSpec},
-        validate::{Fault, nearest, validate},
+        validate::{Fault, validate},
     },
     limits::FLOW_TEXT_MAX_BYTES,
+};
+
+use super::{
+    form::{self, Form, FormFault},
+    tree::{Place, Tree},
 };
 
 /// A flow that was read and has no fault of its own.
@@ -25,9 +25,11 @@ use tm_core::{
 pub struct FlowText {
     pub spec: FlowSpec,
     path: PathBuf,
-    lines: Vec<String>,
+    lines: Lines,
     places: Option<Tree>,
 }
+
+type Lines = Vec<String>;
 
 /// Why a flow cannot be registered: all that was found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -99,18 +101,23 @@ impl FlowText {
     /// Reads and validates a flow's text; `path` is only for messages.
     ///
     /// # Errors
-    /// The first fault of the form (syntax, unknown key, wrong type), else all faults of the content.
+    /// All faults of the form (unknown keys, wrong kinds) and of the content, as far as it is readable; a fault of the
+    /// syntax alone.
     pub fn read(text: &str, path: &Path, evaluate: &dyn Evaluate) -> Result<Self, DeployError> {
         if text.len() as u64 > FLOW_TEXT_MAX_BYTES {
             let message = format!("{} bytes, a flow has at most {FLOW_TEXT_MAX_BYTES}", text.len());
             return Err(DeployError { faults: vec![FlowFault::of_file(path, message)] });
         }
-        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let lines: Lines = text.lines().map(str::to_owned).collect();
+        let places = Tree::of(text);
         let spec = match serde_saphyr::from_str::<FlowFile>(text) {
             Ok(file) => file.flow,
-            Err(error) => return Err(DeployError { faults: vec![form_fault(&error, path, &lines)] }),
+            Err(error) => {
+                let faults = unreadable(&error, places.as_ref(), evaluate);
+                let located = |(fault, place)| located(path, &lines, place, fault, None);
+                return Err(DeployError { faults: faults.into_iter().map(located).collect() });
+            }
         };
-        let places = serde_saphyr::from_str::<Tree>(text).ok();
         let flow = Self { spec, path: path.to_owned(), lines, places };
         let faults = validate(&flow.spec, evaluate);
         if faults.is_empty() {
@@ -122,14 +129,8 @@ impl FlowText {
     /// A fault of a path, at its place; the nearest enclosing part when the path itself is not written.
     #[must_use]
     pub fn locate(&self, fault: Fault, code: Option<&'static str>) -> FlowFault {
-        let (line, column) = self.places.as_ref().map_or((0, 0), |tree| {
-            let mut names = vec![Name::Key("flow".to_owned())];
-            names.extend(names_of(&fault.path));
-            find(tree, &names)
-        });
-        let source = usize::try_from(line).ok().and_then(|line| self.lines.get(line.checked_sub(1)?)).cloned();
-        let file = self.path.clone();
-        FlowFault { file, line, column, code, message: fault.message, hint: fault.hint, source }
+        let place = self.places.as_ref().map_or((0, 0), |tree| tree.find(&in_file(&fault.path)));
+        located(&self.path, &self.lines, place, fault, code)
     }
 }
 
@@ -141,126 +142,55 @@ impl FlowFault {
     }
 }
 
-fn form_fault(error: &serde_saphyr::Error, path: &Path, lines: &[String]) -> FlowFault {
+/// The path of a fault of a flow, from the file's beginning.
+fn in_file(path: &str) -> String {
+    format!("flow.{path}")
+}
+
+fn located(path: &Path, lines: &Lines, place: Place, fault: Fault, code: Option<&'static str>) -> FlowFault {
+    let (line, column) = place;
+    let source = usize::try_from(line).ok().and_then(|line| lines.get(line.checked_sub(1)?)).cloned();
+    FlowFault { file: path.to_owned(), line, column, code, message: fault.message, hint: fault.hint, source }
+}
+
+/// The faults of a text that is not a flow: those of its form, and those of the content that can be read all the same.
+fn unreadable(error: &serde_saphyr::Error, tree: Option<&Tree>, evaluate: &dyn Evaluate) -> Vec<(Fault, Place)> {
+    let parsers = parser_fault(error);
+    let Some(tree) = tree else { return vec![parsers] };
+    let Form { faults: form, unread, flow } = form::read(tree);
+    // A key that stands twice, a number out of its type: what only the parser sees.
+    let mut faults: Vec<_> =
+        if form.is_empty() || parsers.0.message.contains("duplicate") { vec![parsers] } else { vec![] };
+    // What stands for an unreadable part has faults of its own, and so has who needs a step without a readable id.
+    let follows = |fault: &Fault| {
+        let path = in_file(&fault.path);
+        let nameless = unread.iter().any(|bad| bad.ends_with("].id")) && fault.message.contains("unknown step");
+        nameless || unread.iter().any(|bad| path.strip_prefix(bad.as_str()).is_some_and(is_boundary))
+    };
+    let content = flow.map_or_else(Vec::new, |flow| validate(&flow, evaluate));
+    let content: Vec<_> = content.into_iter().filter(|fault| !follows(fault)).collect();
+    let plain = |FormFault { path, place, message, hint }| (Fault { path, message, hint }, place);
+    faults.extend(form.into_iter().map(plain));
+    faults.extend(content.into_iter().map(|fault| {
+        let place = tree.find(&in_file(&fault.path));
+        (fault, place)
+    }));
+    faults.sort_by_key(|(_, place)| *place);
+    faults
+}
+
+/// Whether a path goes on into a part, and not with another name that begins alike.
+fn is_boundary(rest: &str) -> bool {
+    rest.is_empty() || rest.starts_with(['.', '['])
+}
+
+fn parser_fault(error: &serde_saphyr::Error) -> (Fault, Place) {
     let plain = error.without_snippet();
-    let (line, column) = plain.location().map_or((0, 0), |place| (place.line(), place.column()));
+    let place = plain.location().map_or((0, 0), |place| (place.line(), place.column()));
     let mut message = plain.to_string().replace('\n', " ");
     if let Some(at) = message.find(" at line ") {
         message.truncate(at);
     }
     let message = message.trim_start_matches("error: ").trim().to_owned();
-    let hint = message.split_once("unknown field `").and_then(|(_, rest)| {
-        let (name, rest) = rest.split_once('`')?;
-        let known = rest.split_once("expected ")?.1.trim_start_matches("one of ");
-        nearest(name, known.split(", "))
-    });
-    let source = usize::try_from(line).ok().and_then(|line| lines.get(line.checked_sub(1)?)).cloned();
-    FlowFault { file: path.to_owned(), line, column, code: None, message, hint, source }
-}
-
-enum Name {
-    Key(String),
-    Index(usize),
-}
-
-/// `steps[2].needs[0]`.
-fn names_of(path: &str) -> Vec<Name> {
-    path.split(['.', '[', ']'])
-        .filter(|part| !part.is_empty())
-        .map(|part| part.parse().map_or_else(|_| Name::Key(part.to_owned()), Name::Index))
-        .collect()
-}
-
-fn find(tree: &Tree, names: &[Name]) -> (u64, u64) {
-    let mut here = tree;
-    let mut place = (tree.0.referenced.line(), tree.0.referenced.column());
-    for name in names {
-        let next = match (&here.0.value, name) {
-            (Node::Map(fields), Name::Key(key)) => {
-                fields.iter().find(|(name, _)| name.value == *key).map(|(name, value)| {
-                    // A block stands at its key, a value at itself.
-                    let leaf = matches!(value.0.value, Node::Leaf);
-                    let at = if leaf { &value.0.referenced } else { &name.referenced };
-                    ((at.line(), at.column()), value)
-                })
-            }
-            (Node::List(items), Name::Index(index)) => {
-                items.get(*index).map(|item| ((item.0.referenced.line(), item.0.referenced.column()), item))
-            }
-            _ => None,
-        };
-        let Some((at, value)) = next else { break };
-        (place, here) = (at, value);
-    }
-    place
-}
-
-/// The text's shape, with the place of everything.
-#[derive(Debug)]
-struct Tree(Box<Spanned<Node>>);
-
-#[derive(Debug)]
-enum Node {
-    Leaf,
-    List(Vec<Tree>),
-    Map(Vec<(Spanned<String>, Tree)>),
-}
-
-impl<'de> Deserialize<'de> for Tree {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        Spanned::deserialize(d).map(|spanned| Self(Box::new(spanned)))
-    }
-}
-
-impl<'de> Deserialize<'de> for Node {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        d.deserialize_any(Shape)
-    }
-}
-
-struct Shape;
-
-macro_rules! leaves {
-    ($($visit:ident: $type:ty),+) => {
-        $(fn $visit<E>(self, _: $type) -> Result<Node, E> { Ok(Node::Leaf) })+
-    };
-}
-
-impl<'de> Visitor<'de> for Shape {
-    type Value = Node;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any value")
-    }
-
-    leaves!(visit_bool: bool, visit_i64: i64, visit_u64: u64, visit_i128: i128, visit_u128: u128, visit_f64: f64,
-            visit_str: &str, visit_bytes: &[u8]);
-
-    fn visit_unit<E>(self) -> Result<Node, E> {
-        Ok(Node::Leaf)
-    }
-
-    fn visit_none<E>(self) -> Result<Node, E> {
-        Ok(Node::Leaf)
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, d: D) -> Result<Node, D::Error> {
-        Node::deserialize(d)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
-        let mut items = Vec::new();
-        while let Some(item) = seq.next_element()? {
-            items.push(item);
-        }
-        Ok(Node::List(items))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
-        let mut fields = Vec::new();
-        while let Some(field) = map.next_entry()? {
-            fields.push(field);
-        }
-        Ok(Node::Map(fields))
-    }
+    (Fault { path: String::new(), message, hint: None }, place)
 }
