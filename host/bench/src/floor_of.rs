@@ -65,14 +65,15 @@ pub(crate) fn sync_us(site: &Site) -> Outcome<f64> {
     run(site, &["sync", "--duration-ms", "300"])?.at("/p50_us")
 }
 
-/// A worker process of the product; with `walls`, the same code with fewer of them.
+/// A worker process of the product; with `walls`, the same code with fewer of them; `refused`, without its sandboxes.
 ///
 /// # Errors
 /// When the worker fails.
-pub(crate) fn drive(site: &Site, walls: Option<&str>) -> Outcome<Figures> {
+pub(crate) fn drive(site: &Site, walls: Option<&str>, refused: bool) -> Outcome<Figures> {
     let span = site.span().as_millis().to_string();
     let program = if walls.is_some() { &site.floor } else { &site.tm }.display().to_string();
     let mut arguments = vec!["drive", "--program", &program, "--duration-ms", &span];
     arguments.extend(walls.iter().flat_map(|walls| ["--walls", walls]));
+    arguments.extend(refused.then_some("--refused"));
     run(site, &arguments)
 }

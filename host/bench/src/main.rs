@@ -71,6 +71,7 @@ fn measure(cli: &Cli) -> Outcome<()> {
     let site = Site::new(&cli.work, &cli.guests, cli.quick, cli.workers, cli.concurrency)?;
     let begun = Instant::now();
     let mut report = Report::default();
+    report.business.push(Site::business()?);
     let mut failed = 0;
     for row in ROWS {
         if !cli.rows.is_empty() && !row.numbers.iter().any(|number| cli.rows.contains(number)) {
@@ -83,6 +84,7 @@ fn measure(cli: &Cli) -> Outcome<()> {
             eprintln!("         not measured: {error}");
         }
     }
+    report.business.push(Site::business()?);
     eprintln!("[{:>4.0} s] done", begun.elapsed().as_secs_f64());
     println!("{report}");
     if let Some(path) = &cli.json {

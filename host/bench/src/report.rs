@@ -18,6 +18,9 @@ pub(crate) enum Target {
     None,
 }
 
+/// Above this, the figures say more about the machine than about the product.
+const BUSY: f64 = 0.1;
+
 pub(crate) struct Figure {
     row: u8,
     name: String,
@@ -56,6 +59,8 @@ impl Figure {
 #[derive(Default)]
 pub(crate) struct Report {
     figures: Vec<Figure>,
+    /// Shares of the processors that others used, before and after.
+    pub(crate) business: Vec<f64>,
 }
 
 impl Report {
@@ -80,7 +85,7 @@ impl Report {
                 "floor": figure.floor, "ratio": figure.ratio(), "target": figure.target(), "met": figure.met(),
             })
         });
-        json!({ "quick": site.quick, "machine": site.machine(), "figures": rows.collect::<Vec<_>>() })
+        json!({ "quick": site.quick, "used_by_others": self.business, "machine": site.machine(), "figures": rows.collect::<Vec<_>>() })
     }
 }
 
@@ -110,6 +115,14 @@ impl fmt::Display for Report {
                 figure.floor.map(number).unwrap_or_default(),
                 figure.ratio().map(|ratio| format!("{ratio:.2}")).unwrap_or_default(),
                 figure.target(),
+            )?;
+        }
+        let most = self.business.iter().copied().fold(0.0, f64::max);
+        if most > BUSY {
+            writeln!(
+                f,
+                "warning: others used up to {:.0} % of the processors: these figures are no record",
+                most * 100.0
             )?;
         }
         Ok(())

@@ -58,6 +58,18 @@ impl Site {
         Duration::from_millis(if self.quick { 700 } else { 1500 })
     }
 
+    /// The share of the processors that others use while this only waits.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub(crate) fn business() -> Outcome<f64> {
+        let before = processor_ticks()?;
+        std::thread::sleep(Duration::from_millis(500));
+        let after = processor_ticks()?;
+        let passed = (after.0 - before.0).max(1) as f64;
+        Ok(1.0 - (after.1 - before.1) as f64 / passed)
+    }
+
     pub(crate) fn machine(&self) -> Value {
         let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model =
@@ -68,6 +80,14 @@ impl Site {
             "model": model, "kernel": release, "workers": self.workers, "concurrency": self.concurrency,
         })
     }
+}
+
+/// All ticks so far, and those in which a processor was idle or waited for the disk.
+fn processor_ticks() -> Outcome<(u64, u64)> {
+    let text = fs::read_to_string("/proc/stat")?;
+    let first = text.lines().next().unwrap_or_default();
+    let ticks: Vec<u64> = first.split_whitespace().skip(1).filter_map(|tick| tick.parse().ok()).collect();
+    Ok((ticks.iter().take(8).sum(), ticks.iter().skip(3).take(2).sum()))
 }
 
 impl Drop for Site {

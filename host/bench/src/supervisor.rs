@@ -49,6 +49,14 @@ impl Home {
         Ok(fs::write(self.folder.join(format!("flows/{id}.yaml")), text)?)
     }
 
+    /// Sets what the workers' memory may come to at most.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn memory_max(&self, size: &str) -> Outcome<()> {
+        Ok(fs::write(self.folder.join("trace_config.toml"), format!("[workers]\nmemory_max = \"{size}\"\n"))?)
+    }
+
     pub(crate) fn queue(&self) -> PathBuf {
         self.folder.join("data/queue")
     }
@@ -166,6 +174,13 @@ impl Drop for Supervisor {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The processes that a process started.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let texts = threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    texts.flat_map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()).collect()
 }
 
 /// # Errors

@@ -9,9 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::time::ClockId;
 use serde_json::{Value, json};
 
-use crate::{Outcome, guest::Guest, log::Log, percentiles::Percentiles};
+use crate::{Outcome, guest::Guest, log::Log, percentiles::Percentiles, processor};
 
 pub(crate) struct Load {
     pub(crate) input: String,
@@ -83,7 +84,7 @@ fn execute(guest: &Guest, shared: &Shared, load: &Load) {
 fn feed(shared: &Shared, mut log: Log, load: &Load) -> Outcome<Value> {
     let mut begun: VecDeque<(u64, Instant)> = VecDeque::new();
     let mut waiting = load.in_flight;
-    let (mut next, mut finished, mut syncs_before) = (0_u64, 0_u64, 0);
+    let (mut next, mut finished, mut syncs_before, mut cpu_before) = (0_u64, 0_u64, 0, Duration::ZERO);
     let mut done: Vec<(u64, Outcome<String>)> = Vec::new();
     let mut latencies = Percentiles::default();
     let start = Instant::now();
@@ -93,6 +94,7 @@ fn feed(shared: &Shared, mut log: Log, load: &Load) -> Outcome<Value> {
         if measured_from.is_none() && now - start >= WARM_UP {
             (measured_from, finished, syncs_before) = (Some(now), 0, log.syncs);
             latencies = Percentiles::default();
+            cpu_before = processor(ClockId::ProcessCPUTime);
         }
         if measured_from.is_some_and(|from| now - from >= load.duration) {
             break;
@@ -136,7 +138,9 @@ fn feed(shared: &Shared, mut log: Log, load: &Load) -> Outcome<Value> {
         std::mem::swap(&mut done, &mut queues.done);
     }
     let seconds = measured_from.map_or(0.0, |from| from.elapsed().as_secs_f64());
+    let cpu = processor(ClockId::ProcessCPUTime).saturating_sub(cpu_before);
     Ok(json!({
+        "cpu_us_per_task": cpu.as_secs_f64() * 1e6 / finished as f64,
         "tasks_per_second": finished as f64 / seconds,
         "syncs_per_task": (log.syncs - syncs_before) as f64 / finished as f64,
         "latency": crate::percentiles(&mut latencies),
