@@ -55,19 +55,22 @@ impl<D: Disk> Natives<D> {
         Ok(Self { cache: Native::new(disk)?, blobs, compiler, compatibility: None, here: BTreeMap::new(), lane })
     }
 
+    /// Names the artefacts that this build takes, when anything can be compiled here at all: in a process with all walls.
+    pub(super) fn compatibility(&mut self) -> Result<String, Failed> {
+        if let Some(known) = &self.compatibility {
+            return Ok(known.clone());
+        }
+        let sealed = sealed::make(EMPTY_COMPONENT).map_err(|error| failed(error.to_string()))?;
+        let native = self.compiler.compile(sealed.as_fd()).map_err(Failed::from)?;
+        Ok(self.compatibility.insert(native.compatibility).clone())
+    }
+
     /// Finds the artefact in the cache.
     ///
     /// # Errors
     /// When nothing at all can be compiled here.
     pub(super) fn find(&mut self, key: &ComponentKey) -> Result<bool, Failed> {
-        let compatibility = match &self.compatibility {
-            Some(known) => known.clone(),
-            None => {
-                let sealed = sealed::make(EMPTY_COMPONENT).map_err(|error| failed(error.to_string()))?;
-                let native = self.compiler.compile(sealed.as_fd()).map_err(Failed::from)?;
-                self.compatibility.insert(native.compatibility).clone()
-            }
-        };
+        let compatibility = self.compatibility()?;
         match self.cache.load(&key.0, &compatibility, &key.1) {
             Ok(Some(bytes)) => {
                 let fd = sealed::make(&bytes).map_err(|error| failed(error.to_string()))?;
@@ -109,7 +112,8 @@ fn compile<D: Disk>(
     compiler: &Compiler,
     cache: &Native<D>,
 ) -> Result<OwnedFd, Failed> {
-    let bytes = blobs.store().get(&key.1).map_err(|error| failed(format!("the component's bytes: {error}")))?;
+    let bytes =
+        blobs.store().get(&key.1).map_err(|error| failed(format!("the component's blob {}: {error}", key.1)))?;
     if bytes.len() as u64 > COMPONENT_MAX_BYTES {
         return Err(failed(format!("the component has {} bytes", bytes.len())));
     }

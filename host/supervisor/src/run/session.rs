@@ -108,7 +108,7 @@ impl<D: Disk> Session<D> {
         if let Some(pool) = &mut self.house.pool {
             pool.flush();
         }
-        let more = !self.reports.is_empty() || !self.requests.is_empty() || !self.house.inputs.is_empty();
+        let more = !self.is_settled();
         if !more && !self.sweeper.is_running() {
             self.house.blobs.unpin();
         }
@@ -116,6 +116,11 @@ impl<D: Disk> Session<D> {
         let swept = self.sweeper.turn(now, &self.turn.state, &self.house);
         let due = [deadline, self.house.again_at.take(), swept, self.file_at].into_iter().flatten().min();
         Ok(if more { Some(now) } else { due })
+    }
+
+    /// Whether everything that was taken in is decided.
+    pub(super) fn is_settled(&self) -> bool {
+        self.reports.is_empty() && self.requests.is_empty() && self.house.inputs.is_empty()
     }
 
     /// Dead letters whose files could not be written are filed again once in a while, until the disk takes them.

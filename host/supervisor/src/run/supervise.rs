@@ -69,6 +69,7 @@ pub enum Ended {
 /// When the queue belongs to another process, cannot be opened, or no worker can be started.
 pub fn supervise(options: &Options, ready: &mut dyn FnMut(&Ready)) -> Result<Ended, RunError> {
     options.settings.check()?;
+    pid_file::check(&options.pid_file)?;
     let disk = RealDisk::create(&options.roots)?;
     let _locks = Locks::acquire(&options.roots, Role::Supervisor, LOCK_PATIENCE)?;
     let pid_file = pid_file::write(&options.pid_file)?;
@@ -109,9 +110,12 @@ fn serve<D: Disk>(
 ) -> Result<Ended, RunError> {
     let (sender, inbox) = mpsc::channel();
     let mut clock = Clock::new();
-    let (session, recovery) = Session::open(options, disk.clone(), backend, &sender, Life::Supervisor, clock.now())?;
+    let (mut session, recovery) =
+        Session::open(options, disk.clone(), backend, &sender, Life::Supervisor, clock.now())?;
     let clock = Clock::not_before(session.turn.state.last_at);
     let recovered_runs = session.turn.state.runs.len();
+    // Without a wall nothing could run: said now, not at the first task.
+    session.house.natives.compatibility().map_err(|failed| RunError::NoWorker { reason: failed.message })?;
     let listener = listen::bind(socket_folder)?;
     let calls = sender.clone();
     let edge = Edge::start(listener, true, move |incoming| drop(calls.send(Happening::Edge(incoming))))?;
@@ -303,9 +307,22 @@ impl<D: Disk> Loop<'_, D> {
         None
     }
 
+    /// Decides and answers everything that was taken in.
+    fn settle(&mut self) -> Result<(), RunError> {
+        loop {
+            self.session.turn(self.clock.now())?;
+            self.answer();
+            if self.session.is_settled() {
+                return Ok(());
+            }
+        }
+    }
+
     /// Stops workers, puts back what they were running, and closes.
     fn stop(mut self) -> Result<Ended, RunError> {
         self.session.turn.draining = true;
+        // Every request that was taken before is answered; who sends one after it is told that it was not taken.
+        self.edge.close();
         if let Some(pool) = self.session.house.pool.take() {
             pool.stop(Duration::from_millis(200));
         }
@@ -315,7 +332,7 @@ impl<D: Disk> Loop<'_, D> {
                 self.session.take(happening)?;
             }
         }
-        self.session.turn(self.clock.now())?;
+        self.settle()?;
         let state = &self.session.turn.state;
         let leased: Vec<Input> = state
             .indexes
@@ -329,10 +346,7 @@ impl<D: Disk> Loop<'_, D> {
             .collect();
         let aborted = leased.len();
         self.session.reports.extend(leased);
-        while self.session.turn(self.clock.now())?.is_some_and(|due| due <= self.clock.now())
-            && !self.session.reports.is_empty()
-        {}
-        self.answer();
+        self.settle()?;
         self.edge.stop();
         let Session { turn, house, registrar, movers, .. } = self.session;
         drop((house, registrar, movers));
