@@ -38,11 +38,11 @@ fn a_fault_of_the_form_hides_no_other() {
      4 |     - { id: a, component: a.wasm, limits: { fule: 1 }, needs: a }
        |                                             ^
      hint: did you mean 'fuel'?
-    flow.yaml:4:63: needs must be a list, this is the text 'a'
+    error: flow.yaml:4:63: needs must be a list, this is the text 'a'
        |
      4 |     - { id: a, component: a.wasm, limits: { fule: 1 }, needs: a }
        |                                                               ^
-    flow.yaml:6:7: key 'id' is missing
+    error: flow.yaml:6:7: key 'id' is missing
        |
      6 |     - { component: a.wasm }
        |       ^
@@ -61,11 +61,11 @@ fn all_faults_of_the_steps_are_said_at_once() {
        |
      6 |     - { id: b, component: a.wasm, needs: [nobody] }
        |             ^
-    flow.yaml:6:43: needs unknown step 'nobody'
+    error: flow.yaml:6:43: needs unknown step 'nobody'
        |
      6 |     - { id: b, component: a.wasm, needs: [nobody] }
        |                                           ^
-    flow.yaml:4:35: cycle of needs: a needs b needs a
+    error: flow.yaml:4:35: cycle of needs: a needs b needs a
        |
      4 |     - { id: a, component: a.wasm, needs: [b] }
        |                                   ^
@@ -86,7 +86,7 @@ fn every_cycle_is_said() {
      4 |     - { id: a, component: a.wasm, needs: [b] }
        |                                   ^
      hint: take one of these needs away
-    flow.yaml:6:35: cycle of needs: c needs c
+    error: flow.yaml:6:35: cycle of needs: c needs c
        |
      6 |     - { id: c, component: a.wasm, needs: [c] }
        |                                   ^

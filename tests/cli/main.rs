@@ -5,5 +5,6 @@ mod configuration;
 mod flows;
 mod home;
 mod no_queue;
+mod refusals;
 mod stop;
 mod supervisor;

@@ -58,3 +58,20 @@ fn one_poison_task_among_63_good_ones_dies_alone() {
     assert_eq!(letter["error"]["last_code"], "WORKER_LOST");
     pool.stop();
 }
+
+#[test]
+fn with_isolation_per_task_no_two_tasks_share_a_process() {
+    let home = Home::new();
+    home.write("trace_config.toml", "[workers]\nisolation = \"task\"\n");
+    home.flow("good", "hostile", &[]);
+    let mut pool = Supervisor::start(&home, &["-n", "2"]);
+    let mut runs = vec![home.enqueue("good.yaml", GOOD, &[])];
+    runs.extend(pool.enqueue_all("good", GOOD, 5));
+    let mut workers = BTreeSet::new();
+    for run in &runs {
+        let run = pool.ended(run);
+        assert_eq!(run.state, RunState::Succeeded, "{:?}", run.tasks);
+        assert!(workers.insert(run.tasks[0].attempts[0].worker), "two tasks ran in one process: {workers:?}");
+    }
+    pool.stop();
+}

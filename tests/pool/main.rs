@@ -1,12 +1,17 @@
 //! The pool from outside: the built program with real guests in hermetic homes, killed, stopped, starved and drained.
 
+mod build;
 mod company;
+mod confinement;
 mod drain;
 mod environment;
 mod flows;
+mod handover;
 mod home;
 mod lost;
 mod queue;
 mod refusals;
 mod supervisor;
 mod turns;
+mod user;
+mod watch;

@@ -23,6 +23,7 @@ fn a_cancelled_run_ends_and_gives_its_place_away() {
     assert_eq!(cancelled.tasks[0].state, TaskState::Cancelled);
     let ran = home.tm(&["queue", "result", &long]);
     assert_eq!((ran.code, ran.json()["status"].as_str()), (Some(1), Some("cancelled")), "{ran}");
+    home.tm(&["queue", "cancel", &long]).refused(1, &[&format!("run {long} has ended already: cancelled")]);
     pool.stop();
 }
 

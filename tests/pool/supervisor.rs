@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader},
     path::Path,
-    process::{Child, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -27,6 +27,14 @@ pub(crate) fn exists(pid: u32) -> bool {
     Path::new("/proc").join(pid.to_string()).exists()
 }
 
+/// Spawns a supervisor and waits for its first line.
+pub(crate) fn started(command: &mut Command) -> (Child, String) {
+    let mut child = command.spawn().unwrap();
+    let mut ready = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut ready).unwrap();
+    (child, ready)
+}
+
 /// A supervisor that is ready; killed if a test leaves it behind.
 pub(crate) struct Supervisor<'a> {
     home: &'a Home,
@@ -40,12 +48,18 @@ impl<'a> Supervisor<'a> {
     }
 
     pub(crate) fn start_with(home: &'a Home, variables: &[(&str, &str)], arguments: &[&str]) -> Self {
+        Self::start_by(home, arguments, |command| started(command.envs(variables.iter().copied())))
+    }
+
+    /// Starts it by a function that spawns the command.
+    pub(crate) fn start_by(
+        home: &'a Home,
+        arguments: &[&str],
+        spawn: impl FnOnce(&mut Command) -> (Child, String),
+    ) -> Self {
         let mut command = home.command(&[&["workers", "start"], arguments].concat());
-        command.env("TM_LOG", "info").envs(variables.iter().copied());
         let log = File::options().create(true).append(true).open(home.path("supervisor.log")).unwrap();
-        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
-        let mut ready = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut ready).unwrap();
+        let (child, ready) = spawn(command.env("TM_LOG", "info").stdout(Stdio::piped()).stderr(log));
         let client = Client::connect(&home.path("data/queue"));
         assert!(ready.starts_with("worker supervisor running"), "{ready}{}", log_of(home));
         Self { home, child, client: client.unwrap() }

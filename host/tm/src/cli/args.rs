@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use tm_supervisor::store::disk::Roots;
 
+use super::exit::Failure;
+
 pub(crate) use dlq::{DlqActionArgs, DlqCommand, DlqLsArgs, DlqShowArgs};
 pub(crate) use flow::{BuildArgs, CheckArgs, EnqueueArgs, EnqueueFlags, RunArgs};
 pub(crate) use queue::{
@@ -95,6 +97,18 @@ pub(crate) struct Folders {
 }
 
 impl Folders {
+    /// Something else in the place of a folder is found before anything is opened or made.
+    ///
+    /// # Errors
+    /// Usage.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        match self.roots().named().into_iter().find(|(_, path)| path.exists() && !path.is_dir()) {
+            None => Ok(()),
+            Some((_, path)) => Err(Failure::usage(format!("{} is not a folder", path.display()))
+                .hint("name another one: --queue-dir, --idempotency-dir, --dlq-dir or --store-dir")),
+        }
+    }
+
     pub(crate) fn roots(&self) -> Roots {
         Roots {
             queue: self.queue_dir.clone(),

@@ -24,6 +24,11 @@ impl From<RunError> for Failure {
             RunError::Listen(ListenError::Live { .. }) | RunError::PidFile(PidFileError::Running { .. }) => {
                 Self::busy(chain(&error)).hint("use it, or stop it: tm workers stop")
             }
+            RunError::Listen(ListenError::NoSockets { .. }) => Self::failed(chain(&error))
+                .hint("set XDG_RUNTIME_DIR for tm, or put the queue elsewhere: --queue-dir DIR"),
+            RunError::PidFile(PidFileError::NoFolder { .. }) => {
+                Self::usage(error.to_string()).hint("make the folder, or name another file: --pid-file FILE")
+            }
             RunError::Profile(_) => Self::invalid(chain(&error)),
             _ => Self::failed(chain(&error)),
         }

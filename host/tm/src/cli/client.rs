@@ -4,6 +4,7 @@
 
 use std::{
     fs::File,
+    io::ErrorKind,
     os::fd::AsFd as _,
     path::Path,
     thread,
@@ -44,8 +45,11 @@ pub(crate) enum Need {
     Wait,
 }
 
-/// An open way to a queue.
-pub(crate) struct Session {
+/// An open way to a queue. When its supervisor stops or starts meanwhile, it goes on by the other way.
+pub(crate) struct Session<'a> {
+    folders: &'a Folders,
+    backend: Option<Backend>,
+    need: Need,
     way: Way,
 }
 
@@ -55,35 +59,175 @@ enum Way {
     Reading(Box<Options>),
 }
 
-impl Session {
+impl<'a> Session<'a> {
     /// Finds who answers for a queue.
     ///
     /// # Errors
     /// Exit 4 when there is no queue, or nobody holds the memory queue that was asked for.
-    pub(crate) fn open(folders: &Folders, backend: Option<Backend>, need: Need) -> Result<Self, Failure> {
+    pub(crate) fn open(folders: &'a Folders, backend: Option<Backend>, need: Need) -> Result<Self, Failure> {
+        let way = Way::find(folders, backend, need)?;
+        Ok(Self { folders, backend, need, way })
+    }
+
+    /// One request and its answer; a refusal is an error.
+    ///
+    /// # Errors
+    /// What the queue answers, or that it cannot be reached.
+    pub(crate) fn ask(&mut self, request: &Request) -> Result<Reply, Failure> {
+        self.ask_with(request, &[])
+    }
+
+    /// As [`Session::ask`], with open files.
+    ///
+    /// # Errors
+    /// As [`Session::ask`].
+    pub(crate) fn ask_with(&mut self, request: &Request, files: &[File]) -> Result<Reply, Failure> {
+        loop {
+            let error = match &mut self.way {
+                Way::Served(client) => {
+                    let descriptors: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
+                    match client.call_with(request, &descriptors) {
+                        Ok(reply) => return accepted(reply),
+                        Err(error) => error,
+                    }
+                }
+                Way::Writing(local) => {
+                    let own = files.iter().map(|file| file.try_clone().map(Into::into)).collect::<Result<_, _>>();
+                    let own = own
+                        .map_err(|error| Failure::failed(format!("cannot pass the components: {}", reason(&error))))?;
+                    return accepted(local.call(request.clone(), own)?);
+                }
+                Way::Reading(options) => return accepted(run::read_only(options, request, &mut warn_of_damage)?),
+            };
+            self.go_on(error, std::slice::from_ref(request))?;
+        }
+    }
+
+    /// Many requests, sent ahead of their answers, which are pushed to `replies`; refusals are among these.
+    ///
+    /// # Errors
+    /// As [`Session::ask`], but for refusals; what was answered before is in `replies`.
+    pub(crate) fn ask_all(&mut self, requests: &[Request], replies: &mut Vec<Reply>) -> Result<(), Failure> {
+        let before = replies.len();
+        loop {
+            let rest = &requests[replies.len() - before..];
+            let error = match &mut self.way {
+                Way::Served(client) => match client.pipeline(rest.iter().cloned(), |_, reply| replies.push(reply)) {
+                    Ok(()) => return Ok(()),
+                    Err(error) => error,
+                },
+                Way::Writing(local) => {
+                    for request in rest {
+                        local.send(request.clone(), Vec::new())?;
+                    }
+                    for _ in rest {
+                        replies.push(local.receive()?);
+                    }
+                    return Ok(());
+                }
+                Way::Reading(options) => {
+                    for request in rest {
+                        replies.push(run::read_only(options, request, &mut warn_of_damage)?);
+                    }
+                    return Ok(());
+                }
+            };
+            self.go_on(error, &requests[replies.len() - before..])?;
+        }
+    }
+
+    /// The supervisor is gone: goes on by another way, when what it did not answer may be asked again.
+    fn go_on(&mut self, error: ClientError, unanswered: &[Request]) -> Result<(), Failure> {
+        match error {
+            ClientError::NotTaken => {}
+            ClientError::Closed => {
+                let in_doubt = unanswered.iter().filter(|request| !is_repeatable(request));
+                if let Some(first) = in_doubt.clone().next() {
+                    return Err(in_doubt_failure(first, in_doubt.count()));
+                }
+            }
+            error => return Err(error.into()),
+        }
+        self.way = Way::find(self.folders, self.backend, self.need)?;
+        Ok(())
+    }
+}
+
+/// Whether a request does the same when it is made twice.
+fn is_repeatable(request: &Request) -> bool {
+    match request {
+        Request::Enqueue(request) => request.idempotency_key.is_some(),
+        Request::Cancel { .. } | Request::ForgetKey { .. } => false,
+        Request::DlqRequeue(action) | Request::DlqPurge(action) => action.dry_run,
+        _ => true,
+    }
+}
+
+/// A supervisor died with requests that may have been carried out.
+fn in_doubt_failure(first: &Request, count: usize) -> Failure {
+    match first {
+        Request::Enqueue(first) => {
+            let what = if count == 1 { "the run was".to_owned() } else { format!("{count} runs were") };
+            Failure::busy(format!("the supervisor died before it answered: it is not known whether {what} enqueued"))
+                .hint(format!(
+                    "look: tm queue ls --state all --flow {}; with --idempotency-key asking again is safe",
+                    first.flow
+                ))
+        }
+        Request::Cancel { id } => {
+            Failure::busy(format!("the supervisor died before it answered: it is not known whether {id} was cancelled"))
+                .hint(format!("look: tm queue show {id}"))
+        }
+        Request::DlqRequeue(_) | Request::DlqPurge(_) => {
+            Failure::busy("the supervisor died before it answered: some entries may have been taken")
+                .hint("look: tm dlq ls; asking again is safe")
+        }
+        _ => Failure::busy("the supervisor died before it answered: it is not known whether it was done"),
+    }
+}
+
+fn accepted(reply: Reply) -> Result<Reply, Failure> {
+    match reply {
+        Reply::Error(error) => Err(error.into()),
+        reply => Ok(reply),
+    }
+}
+
+impl Way {
+    /// The way to a queue; waits for a supervisor that starts or ends.
+    fn find(folders: &Folders, backend: Option<Backend>, need: Need) -> Result<Self, Failure> {
         let begin = Instant::now();
         let queue_dir = &folders.queue_dir;
+        folders.check()?;
         loop {
+            let patient = begin.elapsed() < START_PATIENCE;
             match Client::connect(queue_dir) {
-                Ok(client) => return Ok(Self { way: Way::Served(client) }),
+                Ok(client) => return Ok(Self::Served(client)),
                 Err(ClientError::NotRunning { .. } | ClientError::StaleSocket { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
-            let starting = Lock::holder(queue_dir)?.filter(|holder| holder.role == Role::Supervisor);
-            match starting {
-                Some(_) if begin.elapsed() < START_PATIENCE => thread::sleep(START_POLL),
-                Some(holder) => {
-                    let message =
-                        format!("supervisor process {} holds {} and does not answer", holder.pid, queue_dir.display());
-                    return Err(Failure::busy(message).hint("it may still be starting; see its output"));
+            match Lock::holder(queue_dir) {
+                Ok(Some(holder)) if holder.role == Role::Supervisor => {
+                    if !patient {
+                        let message = format!(
+                            "supervisor process {} holds {} and does not answer",
+                            holder.pid,
+                            queue_dir.display()
+                        );
+                        return Err(Failure::busy(message).hint("it may still be starting or stopping; see its output"));
+                    }
                 }
-                None => match Self::unowned(folders, backend, need) {
+                // Its holder changes just now.
+                Err(LockError::HeldUnnamed { .. }) if patient => {}
+                Err(error) => return Err(error.into()),
+                Ok(_) => match Self::unowned(folders, backend, need) {
                     // A supervisor came between: its socket follows.
-                    Err(Unowned::Taken(_)) if begin.elapsed() < START_PATIENCE => thread::sleep(START_POLL),
+                    Err(Unowned::Taken(_)) if patient => {}
                     Err(Unowned::Taken(failure) | Unowned::Failed(failure)) => return Err(failure),
-                    Ok(session) => return Ok(session),
+                    Ok(way) => return Ok(way),
                 },
             }
+            thread::sleep(START_POLL);
         }
     }
 
@@ -118,11 +262,11 @@ impl Session {
             allow_weaker: false,
         };
         let way = match need {
-            Need::Read => Way::Reading(Box::new(options)),
+            Need::Read => Self::Reading(Box::new(options)),
             Need::Change | Need::Create | Need::Wait => match Local::open(&options) {
                 Ok(local) => {
                     local.damaged().iter().for_each(warn_of_damage);
-                    Way::Writing(Box::new(local))
+                    Self::Writing(Box::new(local))
                 }
                 Err(error) => {
                     let taken = matches!(
@@ -134,65 +278,7 @@ impl Session {
                 }
             },
         };
-        Ok(Self { way })
-    }
-
-    /// One request and its answer; a refusal is an error.
-    ///
-    /// # Errors
-    /// What the queue answers, or that it cannot be reached.
-    pub(crate) fn ask(&mut self, request: &Request) -> Result<Reply, Failure> {
-        self.ask_with(request, &[])
-    }
-
-    /// As [`Session::ask`], with open files.
-    ///
-    /// # Errors
-    /// As [`Session::ask`].
-    pub(crate) fn ask_with(&mut self, request: &Request, files: &[File]) -> Result<Reply, Failure> {
-        let reply = match &mut self.way {
-            Way::Served(client) => {
-                let descriptors: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
-                client.call_with(request, &descriptors)?
-            }
-            Way::Writing(local) => {
-                let own = files.iter().map(|file| file.try_clone().map(Into::into)).collect::<Result<_, _>>();
-                let own =
-                    own.map_err(|error| Failure::failed(format!("cannot pass the components: {}", reason(&error))))?;
-                local.call(request.clone(), own)?
-            }
-            Way::Reading(options) => run::read_only(options, request, &mut warn_of_damage)?,
-        };
-        match reply {
-            Reply::Error(error) => Err(error.into()),
-            reply => Ok(reply),
-        }
-    }
-
-    /// Many requests, sent ahead of their answers; refusals are among these.
-    ///
-    /// # Errors
-    /// As [`Session::ask`], but for refusals.
-    pub(crate) fn ask_all(&mut self, requests: Vec<Request>) -> Result<Vec<Reply>, Failure> {
-        let mut replies = Vec::with_capacity(requests.len());
-        match &mut self.way {
-            Way::Served(client) => client.pipeline(requests, |_, reply| replies.push(reply))?,
-            Way::Writing(local) => {
-                let count = requests.len();
-                for request in requests {
-                    local.send(request, Vec::new())?;
-                }
-                for _ in 0..count {
-                    replies.push(local.receive()?);
-                }
-            }
-            Way::Reading(options) => {
-                for request in requests {
-                    replies.push(run::read_only(options, &request, &mut warn_of_damage)?);
-                }
-            }
-        }
-        Ok(replies)
+        Ok(way)
     }
 }
 
@@ -221,8 +307,11 @@ impl From<ClientError> for Failure {
             ClientError::NotRunning { .. } | ClientError::StaleSocket { .. } => {
                 Self::busy(text).hint("start one: tm workers start")
             }
-            ClientError::Closed | ClientError::Io(_) => {
+            ClientError::NotTaken | ClientError::Closed | ClientError::Io(_) => {
                 Self::busy(text).hint("it may have stopped meanwhile; what it had acknowledged is kept")
+            }
+            ClientError::Connect { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+                Self::failed(text).hint("the queue belongs to another user: run the command as that user")
             }
             ClientError::Connect { .. } => Self::failed(text),
             ClientError::TooLarge { .. } => Self::usage(text),

@@ -96,8 +96,11 @@ impl Failure {
         if self.quiet {
             return ExitCode::SUCCESS;
         }
+        let mut faults = faults(&self.message);
+        let last = faults.pop().unwrap_or_default();
         // Nothing is left to tell a caller that has closed standard error as well.
-        let _ = super::render::error(&self.message, self.hint.as_deref());
+        let _ = faults.iter().try_for_each(|fault| super::render::error(fault, None));
+        let _ = super::render::error(last, self.hint.as_deref());
         ExitCode::from(code(self.kind))
     }
 }
@@ -113,7 +116,10 @@ impl std::error::Error for Failure {}
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Self {
         let message = match error.code {
-            Some(code) if !error.message.starts_with(&code) => format!("{code}: {}", error.message),
+            // With several faults it is not known whose code it is.
+            Some(code) if !error.message.starts_with(&code) && faults(&error.message).len() == 1 => {
+                format!("{code}: {}", error.message)
+            }
             _ => error.message,
         };
         let hint = error.hint.or_else(|| error.retry_after_ms.map(|ms| format!("try again in {ms} ms")));
@@ -132,6 +138,18 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// The faults of a message, each with the lines that show its place: these begin with a space.
+fn faults(message: &str) -> Vec<&str> {
+    let ends = message.match_indices('\n').map(|(at, _)| at).filter(|at| !message[at + 1..].starts_with(' '));
+    let (mut begin, mut faults) = (0, Vec::new());
+    for end in ends {
+        faults.push(&message[begin..end]);
+        begin = end + 1;
+    }
+    faults.push(&message[begin..]);
+    faults
+}
+
 /// The text of an I/O error in lower case and without the number that std appends.
 pub(crate) fn reason(error: &io::Error) -> String {
     let text = error.to_string();
@@ -148,6 +166,15 @@ mod tests {
     fn a_reason_is_lower_case_and_has_no_number() {
         assert_eq!(reason(&io::Error::from_raw_os_error(2)), "no such file or directory");
         assert_eq!(reason(&io::Error::from_raw_os_error(13)), "permission denied");
+    }
+
+    #[test]
+    fn each_fault_is_an_error_with_the_lines_that_show_it() {
+        assert_eq!(
+            faults("f:1:2: a\n   |\n 1 | x\n hint: y\nf:2:1: b"),
+            ["f:1:2: a\n   |\n 1 | x\n hint: y", "f:2:1: b"]
+        );
+        assert_eq!((faults("one"), faults("")), (vec!["one"], vec![""]));
     }
 
     #[test]

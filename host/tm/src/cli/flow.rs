@@ -75,7 +75,7 @@ impl Flow {
     ///
     /// # Errors
     /// What the queue answers: an unknown id with near names, a flow that is refused.
-    pub(crate) fn register(self, session: &mut Session, tenant: &str) -> Result<Known, Failure> {
+    pub(crate) fn register(self, session: &mut Session<'_>, tenant: &str) -> Result<Known, Failure> {
         match self {
             Self::File(file) => {
                 let request = Request::Register(Box::new(file.request));

@@ -38,7 +38,7 @@ impl From<ConfigError> for Failure {
     }
 }
 
-/// An error with its causes, outermost first.
+/// An error with its causes, outermost first, without the numbers that std appends to the system's words.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -49,6 +49,9 @@ pub(crate) fn chain(error: &dyn Error) -> String {
             text = format!("{text}: {more}");
         }
         cause = inner.source();
+    }
+    while let Some((begin, length)) = text.find(" (os error ").and_then(|at| Some((at, text[at..].find(')')? + 1))) {
+        text.replace_range(begin..begin + length, "");
     }
     text
 }

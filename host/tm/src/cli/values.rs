@@ -6,7 +6,13 @@ use std::{
     path::Path,
 };
 
-use tm_core::{api::ErrorKind, code, json::Json, limits::INPUT_MAX_BYTES, time::Millis};
+use tm_core::{
+    api::ErrorKind,
+    code,
+    json::Json,
+    limits::{IDEMPOTENCY_KEY_MAX_BYTES, INPUT_MAX_BYTES},
+    time::Millis,
+};
 use tm_supervisor::config::units;
 
 use super::exit::Failure;
@@ -43,6 +49,19 @@ pub(crate) fn name(text: &str) -> Result<String, String> {
         Ok(text.to_owned())
     } else {
         Err("1 to 64 of a-z A-Z 0-9 . _ - are needed, the first a letter or digit".to_owned())
+    }
+}
+
+/// An idempotency key. One that is too long is not repeated in the error.
+///
+/// # Errors
+/// Usage, naming `from`, when it is empty or too long.
+pub(crate) fn key(text: &str, from: &str) -> Result<String, Failure> {
+    match text.len() {
+        1..=IDEMPOTENCY_KEY_MAX_BYTES => Ok(text.to_owned()),
+        length => {
+            Err(Failure::usage(format!("{from} has {length} bytes, 1 to {IDEMPOTENCY_KEY_MAX_BYTES} are allowed")))
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
-use tm_core::{limits::IDEMPOTENCY_KEY_MAX_BYTES, time::Millis};
+use tm_core::time::Millis;
 
 use super::{BackendFlag, Folders, JsonFlag, TenantFlag};
 use crate::cli::values::{duration_ms, time};
@@ -37,7 +37,7 @@ pub(crate) struct EnqueueArgs {
 #[derive(Debug, Args)]
 pub(crate) struct EnqueueFlags {
     /// The caller's name for this work: the same key gives the same run
-    #[arg(long, value_name = "KEY", value_parser = key)]
+    #[arg(long, value_name = "KEY")]
     pub(crate) idempotency_key: Option<String>,
     /// Kept with the run: a JSON object
     #[arg(long, value_name = "JSON")]
@@ -61,16 +61,6 @@ pub(crate) struct EnqueueFlags {
     pub(crate) wait: bool,
     #[command(flatten)]
     pub(crate) backend: BackendFlag,
-}
-
-fn key(text: &str) -> Result<String, String> {
-    match text.len() {
-        0 => Err("an idempotency key has at least one character".to_owned()),
-        length if length > IDEMPOTENCY_KEY_MAX_BYTES => {
-            Err(format!("{length} bytes; an idempotency key has at most {IDEMPOTENCY_KEY_MAX_BYTES}"))
-        }
-        _ => Ok(text.to_owned()),
-    }
 }
 
 #[derive(Debug, Args)]

@@ -14,7 +14,7 @@ use tm_core::{
     api::{EnqueueRequest, Reply, Request},
     id::RunId,
     json::Json,
-    limits::{IDEMPOTENCY_KEY_MAX_BYTES, INPUT_MAX_BYTES, PRIORITY_MAX},
+    limits::{INPUT_MAX_BYTES, PRIORITY_MAX},
 };
 
 use super::enqueue::Template;
@@ -64,10 +64,7 @@ impl Line {
             own.priority = Some(priority);
         }
         if let Some(key) = self.idempotency_key {
-            if !(1..=IDEMPOTENCY_KEY_MAX_BYTES).contains(&key.len()) {
-                return Err(Failure::usage(format!("an idempotency key has 1 to {IDEMPOTENCY_KEY_MAX_BYTES} bytes")));
-            }
-            own.idempotency_key = Some(key);
+            own.idempotency_key = Some(values::key(&key, "idempotency_key")?);
         }
         let input = self.input.ok_or_else(|| Failure::usage("the line has no 'input'"))?;
         Ok((own, values::object(input.get(), "input")?))
@@ -98,7 +95,7 @@ pub(crate) fn open(path: &Path) -> Result<BufReader<Box<dyn io::Read>>, Failure>
 /// Sends every line and prints every reply; exit 1 when a line was refused.
 pub(crate) fn run(
     mut source: BufReader<Box<dyn io::Read>>,
-    session: &mut Session,
+    session: &mut Session<'_>,
     mut request: impl FnMut(Line) -> Result<EnqueueRequest, Failure>,
 ) -> Outcome {
     let mut out = BufWriter::new(io::stdout().lock());
@@ -114,7 +111,7 @@ pub(crate) fn run(
                 Ok(0) => ended = true,
                 Ok(_) if text.trim_ascii().is_empty() => continue,
                 Ok(length) => {
-                    let line = serde_json::from_slice::<Line>(&text).map_err(|error| Failure::usage(error.to_string()));
+                    let line = parse(&text);
                     chunk.push(line.and_then(&mut request).map_err(|why| format!("line {number}: {why}")));
                     bytes += length;
                     continue;
@@ -130,6 +127,15 @@ pub(crate) fn run(
             return Ok(if refused == 0 { End::Done } else { End::Failed });
         }
     }
+}
+
+/// What is wrong with a line, with the column: its number in the batch is the caller's to say.
+fn parse(text: &[u8]) -> Result<Line, Failure> {
+    serde_json::from_slice(text).map_err(|error| {
+        let whole = error.to_string();
+        let why = whole.split(" at line ").next().unwrap_or_default();
+        Failure::usage(if error.column() == 0 { why.to_owned() } else { format!("column {}: {why}", error.column()) })
+    })
 }
 
 /// Whether a whole line can be read without waiting for the producer.
@@ -152,7 +158,7 @@ fn read_line(source: &mut impl BufRead, text: &mut Vec<u8>, number: u64) -> Resu
 /// Enqueues what can be, and prints one line each, in order. Returns how many were refused.
 fn answer(
     chunk: Vec<Result<EnqueueRequest, String>>,
-    session: &mut Session,
+    session: &mut Session<'_>,
     out: &mut impl Write,
 ) -> Result<u64, Failure> {
     let mut places = Vec::with_capacity(chunk.len());
@@ -160,7 +166,8 @@ fn answer(
     for line in chunk {
         places.push(line.map(|request| requests.push(Request::Enqueue(Box::new(request)))));
     }
-    let replies = session.ask_all(requests)?;
+    let mut replies = Vec::with_capacity(requests.len());
+    let mut asked = session.ask_all(&requests, &mut replies);
     let mut replies = replies.into_iter();
     let mut refused = 0;
     for place in places {
@@ -171,7 +178,12 @@ fn answer(
                 Some(Reply::Duplicate { run, .. }) => Ok((run, "duplicate")),
                 Some(Reply::Error(error)) => Err(Failure::from(error).message),
                 Some(other) => return Err(Failure::unexpected("an enqueue", &other)),
-                None => return Err(Failure::failed("the supervisor did not answer every line")),
+                None => {
+                    // What was answered before has been printed.
+                    out.flush()?;
+                    std::mem::replace(&mut asked, Ok(()))?;
+                    return Err(Failure::failed("the supervisor did not answer every line"));
+                }
             },
         };
         let line = match &line {
@@ -183,5 +195,6 @@ fn answer(
         };
         render::json_line(out, &line)?;
     }
+    asked?;
     Ok(refused)
 }

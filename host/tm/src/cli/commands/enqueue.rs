@@ -6,7 +6,7 @@ use std::{
 };
 
 use tm_core::{
-    api::{EnqueueRequest, Reply, Request, RunEnd, RunState},
+    api::{EnqueueRequest, ErrorKind, Reply, Request, RunEnd, RunState},
     json::Json,
 };
 
@@ -66,13 +66,14 @@ impl Template {
     fn of(flags: &EnqueueFlags) -> Result<Self, Failure> {
         let object =
             |text: &Option<String>, flag: &str| text.as_ref().map(|text| values::object(text, flag)).transpose();
+        let key = flags.idempotency_key.as_ref().map(|key| values::key(key, "--idempotency-key"));
         let trace = object(&flags.trace, "--trace")?;
         if trace.as_ref().is_some_and(|trace| !has_traceparent(trace)) {
             return Err(Failure::usage("--trace has no text 'traceparent'")
                 .hint("--trace '{\"traceparent\": \"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\"}'"));
         }
         Ok(Self {
-            idempotency_key: flags.idempotency_key.clone(),
+            idempotency_key: key.transpose()?,
             headers: object(&flags.headers, "--headers")?,
             trace,
             at: flags.at,
@@ -149,7 +150,7 @@ struct DuplicateLine<'a> {
     result: &'a Option<Json>,
 }
 
-fn wait(session: &mut Session, reply: Reply, flow: &str, json: bool) -> Outcome {
+fn wait(session: &mut Session<'_>, reply: Reply, flow: &str, json: bool) -> Outcome {
     let run = match &reply {
         Reply::Enqueued { run } => *run,
         Reply::Duplicate { run, result: Some(result), .. } => {
@@ -167,7 +168,13 @@ fn wait(session: &mut Session, reply: Reply, flow: &str, json: bool) -> Outcome 
         accepted(&reply, flow, false)?;
         io::stdout().flush()?;
     }
-    match session.ask(&Request::Wait { run })? {
+    let ended = session.ask(&Request::Wait { run }).map_err(|failure| match failure.kind {
+        ErrorKind::Busy => {
+            failure.hint(format!("run {run} is queued; once a supervisor runs: tm queue result {run} --wait"))
+        }
+        _ => failure,
+    });
+    match ended? {
         Reply::Ended(end) => queue_runs::ended(&end),
         other => Err(Failure::unexpected("a wait", &other)),
     }

@@ -43,6 +43,7 @@ fn options(args: StartArgs) -> Result<Options, Failure> {
         ))
         .hint("flows are files and their steps WebAssembly: no module is imported; pass --runtime flows"));
     }
+    args.folders.check()?;
     let mut settings = settings::load(args.folders.config.as_deref())?;
     if let Some(backend) = args.backend.queue {
         settings.queue.backend = match backend {

@@ -1,0 +1,81 @@
+//! Refusals that name what is wrong, where, and what to do; nothing is created by them.
+
+use std::{
+    fs::{self, Permissions},
+    os::unix::{
+        fs::{PermissionsExt as _, chown},
+        process::CommandExt as _,
+    },
+};
+
+use crate::home::{Home, snapshot};
+
+/// A flow of a file with three faults.
+const FAULTY: &str =
+    "flow:\n  id: faulty\n  steps:\n    - id: a\n      component: nowhere.wasm\n      needs: [b]\n      retires: {}\n";
+
+#[test]
+fn a_queue_that_is_a_file_is_no_folder() {
+    let home = Home::new();
+    home.write("queue", "").write("flow.yaml", FAULTY);
+    for command in [&["queue", "stats"][..], &["queue", "ls"], &["enqueue", "hello"], &["workers", "start"]] {
+        let ran = home.tm(&[command, &["--queue-dir", "queue"]].concat());
+        assert!(ran.stderr.contains("queue is not a folder") && ran.stderr.contains("hint: "), "{command:?}: {ran}");
+    }
+    assert_eq!(home.files(), ["flow.yaml", "queue"]);
+}
+
+#[test]
+fn a_pid_file_without_a_folder_is_refused_before_anything_is_made() {
+    let home = Home::new();
+    snapshot!(home.tm(&["workers", "start", "--pid-file", "nodir/tm.pid"]), @"
+    stderr:
+    error: nodir/tm.pid cannot hold a pid file: there is no folder nodir
+    hint: make the folder, or name another file: --pid-file FILE
+    exit: 2
+    ");
+    assert!(home.files().is_empty());
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_named() {
+    if !rustix::process::getuid().is_root() {
+        return println!("skipped: only root can become another user");
+    }
+    let home = Home::new();
+    chown(home.path(""), Some(65534), Some(65534)).unwrap();
+    fs::create_dir(home.path("closed")).unwrap();
+    fs::set_permissions(home.path("closed"), Permissions::from_mode(0o755)).unwrap();
+    let arguments = ["workers", "start", "--queue-dir", "closed/queue", "--store-dir", "closed/store"];
+    let output = home.command(&arguments).uid(65534).gid(65534).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).replace(home.path("").to_str().unwrap(), "");
+    insta::assert_snapshot!(text, @"
+    error: closed/queue cannot be written: Permission denied
+    hint: make it writable for this user, or name another folder
+    ");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_key_that_is_too_long_is_not_repeated() {
+    let home = Home::new();
+    let key = "k".repeat(300);
+    snapshot!(home.tm(&["enqueue", "hello", "--idempotency-key", &key]), @"
+    stderr:
+    error: --idempotency-key has 300 bytes, 1 to 256 are allowed
+    exit: 2
+    ");
+}
+
+#[test]
+fn every_fault_of_a_flow_is_an_error_as_tm_check_prints_it() {
+    let home = Home::new();
+    home.write("faulty.yaml", FAULTY);
+    let checked = home.tm(&["check", "faulty.yaml"]);
+    assert_eq!(checked.stderr.matches("error: faulty.yaml:").count(), 2, "{checked}");
+    for command in ["enqueue", "run"] {
+        let ran = home.tm(&[command, "faulty.yaml"]);
+        assert_eq!((ran.code, &ran.stderr), (Some(3), &checked.stderr), "{command}");
+    }
+    assert_eq!(home.files(), ["faulty.yaml"]);
+}
