@@ -258,6 +258,9 @@ pub struct Stats {
     pub totals: Totals,
     pub dlq_pending: u64,
     pub workers_live: u64,
+    /// Why nothing is leased although tasks are ready.
+    #[serde(default)]
+    pub held_back: Option<String>,
 }
 
 /// Counted since the queue was made; they survive compaction.
@@ -317,6 +320,9 @@ pub struct RunDetail {
     pub env: Vec<(String, String)>,
     pub headers: Option<Json>,
     pub input: Option<Json>,
+    /// Why none of the run's ready tasks is leased.
+    #[serde(default)]
+    pub held_back: Option<String>,
     pub tasks: Vec<TaskRow>,
 }
 

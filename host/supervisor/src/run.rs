@@ -9,6 +9,8 @@ mod house;
 mod inspect;
 mod jobs;
 mod local;
+#[cfg(test)]
+mod local_tests;
 mod natives;
 mod once;
 mod open;
@@ -21,7 +23,7 @@ mod start;
 mod supervise;
 mod sweep;
 
-pub use local::{Local, read_only};
+pub use local::{Local, preview, read_only};
 pub use once::{Once, run_once};
 pub use supervise::{Ended, Ready, supervise};
 

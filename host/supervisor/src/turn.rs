@@ -257,6 +257,13 @@ impl<D: Disk> Turn<D> {
 
     /// One input, when there is room for what it may write.
     fn take(&mut self, now: Millis, mut input: Input) -> Result<(), LogError> {
+        if let Input::Requeue { action, .. } | Input::Purge { action, .. } = &input
+            && action.dry_run
+        {
+            // It writes nothing, so it reserves nothing either (I12).
+            self.decide(now, |state, world| decide(state, world, input));
+            return Ok(());
+        }
         let reserved = self.reserved_bytes();
         if let Input::Filed { entry } = input {
             // It can wait, and a bulk of them must not eat what is reserved for the ends of attempts.
@@ -328,6 +335,7 @@ impl<D: Disk> Turn<D> {
     /// Free slots take ready tasks, as many as the disk has room for their ends.
     fn lease(&mut self, now: Millis, shell: &mut dyn Shell) -> Result<(), LogError> {
         if self.state.indexes.lanes.is_empty() {
+            self.disk_full = false;
             return Ok(());
         }
         let mut slots = shell.slots();

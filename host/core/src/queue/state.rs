@@ -176,9 +176,15 @@ impl State {
         [delayed, expiry].into_iter().flatten().min()
     }
 
-    /// Every blob that something live names (I10).
+    /// Every blob that something live names (I10): payloads, and the components of all flows.
     #[must_use]
-    pub fn blobs(&self) -> BTreeSet<Digest> {
+    pub fn live_blobs(&self) -> BTreeSet<Digest> {
+        let mut live = self.blobs();
+        live.extend(self.flows.values().flat_map(|flow| flow.def.steps.iter().map(|step| step.component)));
+        live
+    }
+
+    fn blobs(&self) -> BTreeSet<Digest> {
         let mut blobs = BTreeSet::new();
         let mut see = |payload: &Payload| blobs.extend(payload.blob());
         for run in self.runs.values() {

@@ -18,11 +18,14 @@ use crate::{
     json::{Json, Payload},
     queue::{
         decide::{entry_of, error_of},
-        run::{AttemptRecord, FinishedRun, Phase, Run, StepRun, Task, TaskEnd},
+        run::{AttemptRecord, FinishedRun, Letter, Phase, Run, StepRun, Task, TaskEnd},
         state::State,
     },
     time::Millis,
 };
+
+/// Of a dead letter's message in a task's row; the whole of it is in the letter.
+const MESSAGE_CHARS_MAX: usize = 240;
 
 /// What an id or a unique prefix names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +124,7 @@ pub fn stats(state: &State, now: Millis) -> Stats {
         totals: state.totals.clone(),
         dlq_pending: state.letters.len() as u64,
         workers_live: 0,
+        held_back: None,
     }
 }
 
@@ -235,6 +239,7 @@ pub fn detail(
             env: extra.env,
             headers: extra.headers,
             input: read(&run.input, blobs),
+            held_back: None,
             tasks,
         });
     }
@@ -254,6 +259,7 @@ pub fn detail(
         env: Vec::new(),
         headers: None,
         input: None,
+        held_back: None,
         tasks,
     })
 }
@@ -292,7 +298,7 @@ fn step_rows(
             Phase::Delayed { ready_at } => (TaskState::Delayed, Some(format!("{ready_at}"))),
             Phase::Leased { .. } => (TaskState::Leased, None),
             Phase::Succeeded { .. } => (TaskState::Succeeded, None),
-            Phase::Dead(letter) => (TaskState::Dead, Some(format!("{}: {}", letter.code, letter.entry))),
+            Phase::Dead(letter) => (TaskState::Dead, Some(death(letter))),
         };
         TaskRow {
             task_id: task.name(id),
@@ -318,10 +324,21 @@ fn step_rows(
             .extend(fan.tasks.iter().zip(0u32..).map(|(task, item)| row(TaskRef { item: Some(item), ..whole }, task))),
         StepRun::Skipped => rows.push(bare(TaskState::Skipped, None)),
         StepRun::Faulted(letter) => {
-            rows.push(bare(TaskState::Dead, Some(format!("{}: {}", letter.code, letter.message))));
+            rows.push(bare(TaskState::Dead, Some(death(letter))));
         }
         StepRun::Done(done) => rows.extend(done.tasks.iter().map(|end| ended_row(run.id, def, place, end))),
     }
+}
+
+/// Why a task is dead, on one line: its message may be a tenant's text.
+fn death(letter: &Letter) -> String {
+    let line: String = letter
+        .message
+        .chars()
+        .map(|char| if char.is_control() { ' ' } else { char })
+        .take(MESSAGE_CHARS_MAX)
+        .collect();
+    format!("{}: {}: {line}", letter.code, letter.entry)
 }
 
 fn ended_row(run: RunId, def: &FlowDef, place: u16, end: &TaskEnd) -> TaskRow {

@@ -1,7 +1,7 @@
 //! Requests that only read: answered from the state after the turn, so that they tell of nothing that is not synced.
 
 use tm_core::{
-    api::{ApiError, Counters, ErrorKind, Reply, Request, RunState, WorkerRow},
+    api::{ApiError, Counters, ErrorKind, Reply, Request, RunState, TaskRow, TaskState, WorkerRow},
     flow::advance::Blobs,
     id::FlowNo,
     queue::{
@@ -19,6 +19,8 @@ pub(super) struct Asked<'a> {
     pub(super) runnable: &'a dyn Fn(FlowNo, u16) -> Runnable,
     pub(super) workers: &'a dyn Fn() -> Vec<WorkerRow>,
     pub(super) backend: &'static str,
+    /// Nothing is leased because the disk has no room.
+    pub(super) disk_full: bool,
     pub(super) now: Millis,
 }
 
@@ -37,6 +39,7 @@ pub(super) fn answer(asked: &Asked<'_>, request: &Request) -> Option<Reply> {
             let mut stats = view::stats(state, asked.now);
             stats.backend = asked.backend.into();
             stats.workers_live = (asked.workers)().len() as u64;
+            stats.held_back = held_back(asked).filter(|_| stats.ready > 0);
             Reply::Stats(stats)
         }
         Request::List(list) => match view::list(state, list) {
@@ -46,7 +49,11 @@ pub(super) fn answer(asked: &Asked<'_>, request: &Request) -> Option<Reply> {
         Request::Show { id } => match view::run_by_id(state, id) {
             Err(error) => Reply::Error(*error),
             Ok(run) => match view::detail(state, run, asked.blobs, &|flow, step| blocked(asked, flow, step)) {
-                Some(detail) => Reply::Run(Box::new(detail)),
+                Some(mut detail) => {
+                    let waits = |task: &TaskRow| task.state == TaskState::Ready;
+                    detail.held_back = held_back(asked).filter(|_| detail.tasks.iter().any(waits));
+                    Reply::Run(Box::new(detail))
+                }
                 None => Reply::Error(view::no_run(id)),
             },
         },
@@ -89,8 +96,13 @@ pub(super) fn answer(asked: &Asked<'_>, request: &Request) -> Option<Reply> {
     })
 }
 
+fn held_back(asked: &Asked<'_>) -> Option<String> {
+    asked.disk_full.then(|| "the queue's disk has no room for the end of another task".into())
+}
+
 fn blocked(asked: &Asked<'_>, flow: FlowNo, step: u16) -> Option<String> {
     match (asked.runnable)(flow, step) {
+        Runnable::Yes if asked.disk_full => Some("room on the queue's disk".into()),
         Runnable::Yes => Some("a free worker".into()),
         Runnable::Compiling => Some("compiling".into()),
         Runnable::Denied { code, .. } => Some(code.into()),

@@ -9,7 +9,14 @@ use std::{
 
 use tm_core::{
     api::{Reply, Request},
-    queue::{decide::Runnable, effect::Ticket, state::State},
+    flow::advance::Blobs,
+    id::Digest,
+    json::Json,
+    queue::{
+        decide::{Runnable, World, decide},
+        effect::{Effect, Input, Ticket},
+        state::State,
+    },
 };
 
 use super::{
@@ -22,11 +29,12 @@ use super::{
 use crate::{
     clock::Clock,
     daemon::{ApiCall, Incoming},
+    evaluate::MiniJinja,
     store::{
         blobs::BlobStore,
         disk::RealDisk,
         lock::{Locks, Role},
-        recover::{self, Damage},
+        recover::{self, Damage, Recovery},
     },
 };
 
@@ -147,13 +155,7 @@ impl Local {
 /// # Errors
 /// [`RunError::NoQueue`] when there is none, and when it cannot be read.
 pub fn read_only(options: &Options, request: &Request, damaged: &mut dyn FnMut(&Damage)) -> Result<Reply, RunError> {
-    let queue = &options.roots.queue;
-    if !queue.is_dir() {
-        return Err(RunError::NoQueue { path: queue.clone() });
-    }
-    let disk = RealDisk::existing(&options.roots)?;
-    let mut state = State::default();
-    let recovery = recover::read(&disk, &mut |frame, segment| state.replay(&frame, segment))?;
+    let (disk, state, recovery) = replayed(options)?;
     recovery.damaged.iter().for_each(damaged);
     let mut clock = Clock::not_before(state.last_at);
     let blobs = StoredBlobs::new(BlobStore::reading(disk));
@@ -163,7 +165,66 @@ pub fn read_only(options: &Options, request: &Request, damaged: &mut dyn FnMut(&
         runnable: &|_, _| Runnable::Compiling,
         workers: &Vec::new,
         backend: "file",
+        disk_full: false,
         now: clock.now(),
     };
     answer(&asked, request).ok_or(RunError::Lonely)
+}
+
+/// What a queue that nobody serves answers to a request that would change nothing: a dry run, a refusal. `None` when it
+/// would change something: then it is to be made by [`Local`]. Creates and changes nothing (I12).
+///
+/// # Errors
+/// As [`read_only`].
+pub fn preview(
+    options: &Options,
+    request: &Request,
+    damaged: &mut dyn FnMut(&Damage),
+) -> Result<Option<Reply>, RunError> {
+    let ticket = Ticket(0);
+    let input = match request.clone() {
+        Request::Cancel { id } => Input::Cancel { ticket, id },
+        Request::ForgetKey { tenant, flow, key } => Input::ForgetKey { ticket, tenant, flow, key },
+        Request::DlqRequeue(action) => Input::Requeue { ticket, action },
+        Request::DlqPurge(action) => Input::Purge { ticket, action },
+        _ => return Ok(None),
+    };
+    let (disk, mut state, recovery) = replayed(options)?;
+    let (policy, evaluate) = (options.settings.policy(), MiniJinja::new());
+    let blobs = Unwritten(StoredBlobs::new(BlobStore::reading(disk)));
+    let now = Clock::not_before(state.last_at).now();
+    let world = World { policy: &policy, evaluate: &evaluate, blobs: &blobs, now, sequence: recovery.next_sequence };
+    let step = decide(&mut state, world, input);
+    if !step.events.is_empty() {
+        return Ok(None);
+    }
+    recovery.damaged.iter().for_each(damaged);
+    Ok(step.effects.into_iter().find_map(|effect| match effect {
+        Effect::Reply { reply, .. } => Some(reply),
+        _ => None,
+    }))
+}
+
+fn replayed(options: &Options) -> Result<(RealDisk, State, Recovery), RunError> {
+    let queue = &options.roots.queue;
+    if !queue.is_dir() {
+        return Err(RunError::NoQueue { path: queue.clone() });
+    }
+    let disk = RealDisk::existing(&options.roots)?;
+    let mut state = State::default();
+    let recovery = recover::read(&disk, &mut |frame, segment| state.replay(&frame, segment))?;
+    Ok((disk, state, recovery))
+}
+
+/// Blobs that can be read; what is put stays in memory.
+struct Unwritten(StoredBlobs<RealDisk>);
+
+impl Blobs for Unwritten {
+    fn read(&self, digest: &Digest) -> Option<Json> {
+        self.0.read(digest)
+    }
+
+    fn put(&self, _: &Json) -> Option<Digest> {
+        None
+    }
 }

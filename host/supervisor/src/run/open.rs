@@ -20,7 +20,7 @@ use super::{
     payloads::StoredBlobs,
     register::Registrar,
     session::Session,
-    sweep::{Sweeper, live_blobs},
+    sweep::Sweeper,
 };
 use crate::{
     config::{Fsync, Settings, WatchedCeilings},
@@ -127,7 +127,7 @@ impl<D: Disk> Session<D> {
 
 /// What nothing names any more, and what attempts of a predecessor staged. Only at the start: nobody writes then.
 fn sweep<D: Disk>(turn: &Turn<D>, disk: &D, blobs: &StoredBlobs<D>, artifacts: &Artifacts<D>) -> Result<(), RunError> {
-    let live = live_blobs(&turn.state);
+    let live = turn.state.live_blobs();
     let swept = blobs.store().sweep(&|digest| live.contains(digest), false)?;
     let staged = artifacts.sweep_staging()?;
     forget(disk, &live)?;

@@ -177,6 +177,7 @@ impl<D: Disk> Session<D> {
             runnable: &|flow, step| self.house.runnable(flow, step),
             workers: &|| self.house.workers(),
             backend: self.backend,
+            disk_full: self.turn.disk_full,
             now,
         };
         if let Some(reply) = answer(&asked, request) {

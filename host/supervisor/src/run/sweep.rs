@@ -52,7 +52,7 @@ impl Sweeper {
         }
         let blobs_changed = seen.0 != self.seen.0;
         (self.seen, self.due_at) = (seen, now.plus(EVERY_MS));
-        let live = blobs_changed.then(|| live_blobs(state));
+        let live = blobs_changed.then(|| state.live_blobs());
         let held: BTreeSet<String> = state
             .indexes
             .leases
@@ -82,13 +82,6 @@ impl Sweeper {
         });
         None
     }
-}
-
-/// Every blob that the state names: payloads, and the components of all flows.
-pub(super) fn live_blobs(state: &State) -> BTreeSet<tm_core::id::Digest> {
-    let mut live = state.blobs();
-    live.extend(state.flows.values().flat_map(|flow| flow.def.steps.iter().map(|step| step.component)));
-    live
 }
 
 /// Removes what attempts that failed left: the older ones by age, then the oldest until the rest fits.

@@ -73,7 +73,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn path(digest: &Digest) -> String {
+pub(super) fn path(digest: &Digest) -> String {
     let name = digest.to_string();
     format!("{FOLDER}/{}/{name}", &name[..2])
 }

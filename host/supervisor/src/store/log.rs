@@ -12,10 +12,11 @@ use tm_core::{
 };
 
 use super::{
-    disk::{Disk, DiskError, How, Later},
-    recover::{self, Found, META, Meta, Recovery},
+    disk::{self, Disk, DiskError, How, Later},
+    meta::{META, Meta, opened},
+    recover::{self, Found, Recovery},
     repair,
-    segment::{self, Contents, LINE_MAX_BYTES},
+    segment::{self, Contents, Index, LINE_MAX_BYTES},
 };
 
 pub(super) const OFFSET: &str = "queue/queue.offset";
@@ -95,6 +96,10 @@ pub struct Log<D: Disk> {
     unsynced: bool,
     too_long: Option<u64>,
     poisoned: bool,
+    /// The oldest segment that something may still need.
+    oldest: u64,
+    /// `queue.meta` tells of no room in the active segment yet.
+    untold: bool,
 }
 
 struct Active<D: Disk> {
@@ -116,6 +121,7 @@ impl<D: Disk> Log<D> {
     /// # Errors
     /// When the disk fails or the log is of a newer format ([`LogError::Newer`]).
     pub fn open(disk: D, options: LogOptions, each: &mut dyn FnMut(Frame, u64)) -> Result<(Self, Recovery), LogError> {
+        let mut meta = Meta::load(&disk)?;
         let (recovery, mut found) = recover::replay(&disk, each)?;
         for damage in &recovery.damaged {
             tracing::warn!(file = %damage.file, byte = damage.offset, bytes = damage.bytes, why = %damage.why, "damage in the log was skipped");
@@ -124,18 +130,25 @@ impl<D: Disk> Log<D> {
         if let [.., before, last] = found.as_slice()
             && is_barely_begun(before, last)
         {
+            if let Some(meta) = meta.as_mut().filter(|meta| meta.active_segment == last.no) {
+                // First, so that the segment is not missed when it is gone.
+                (meta.active_segment, meta.room_bytes) = (before.no, before.file_bytes);
+                disk::replace(&disk, META, &meta.bytes())?;
+            }
             disk.unlink(&segment::path(last.no))?;
             disk.sync_folder("queue")?;
             found.pop();
         }
-        let last = found.pop_if(|last| !last.foreign);
-        let next_no = found.last().map_or(1, |found| found.no + 1);
-        let active = match last {
+        let opened = opened(meta.as_ref(), &found);
+        let active = match found.pop_if(|_| opened.resumes) {
             Some(last) => resume(&disk, last)?,
-            None => Active::create(&disk, next_no, 0)?,
+            None => Active::create(&disk, opened.meta.active_segment, 0)?,
         };
         for closed in found.iter().filter(|closed| !closed.index_agrees) {
             closed.contents.write_index(&disk, closed.no);
+        }
+        if Index::is_damaged(&disk, active.no) {
+            active.contents.write_index(&disk, active.no);
         }
         let log = Self {
             active,
@@ -147,9 +160,14 @@ impl<D: Disk> Log<D> {
             unsynced: false,
             too_long: None,
             poisoned: false,
+            oldest: opened.meta.oldest_segment,
+            untold: opened.meta.room_bytes == 0,
             disk,
             options,
         };
+        if !meta.is_some_and(|meta| meta.names_the_same(&opened.meta)) {
+            log.write_meta();
+        }
         Ok((log, recovery))
     }
 
@@ -207,7 +225,11 @@ impl<D: Disk> Log<D> {
         }
         let step = self.room_step();
         let reserved = self.active.reserve(&self.disk, wanted, step);
-        self.poisoning(reserved)
+        let reserved = self.poisoning(reserved)?;
+        if reserved && std::mem::take(&mut self.untold) {
+            self.write_meta();
+        }
+        Ok(reserved)
     }
 
     /// Takes a frame into the next commit; returns the segment that it goes to.
@@ -267,6 +289,7 @@ impl<D: Disk> Log<D> {
             return Ok(());
         }
         let oldest = self.closed.remove(0);
+        self.oldest = self.closed.first().map_or(self.active.no, |oldest| oldest.no);
         self.write_meta();
         self.disk.later(Later::Unlink { path: segment::path(oldest.no) });
         self.disk.later(Later::Unlink { path: segment::index_path(oldest.no) });
@@ -351,13 +374,13 @@ impl<D: Disk> Log<D> {
     }
 
     fn write_meta(&self) {
-        let oldest_segment = self.closed.first().map_or(self.active.no, |oldest| oldest.no);
-        let meta = Meta { format: FORMAT, oldest_segment, active_segment: self.active.no };
+        let (active_segment, room_bytes) = (self.active.no, self.active.room);
+        let meta = Meta { format: FORMAT, oldest_segment: self.oldest, active_segment, room_bytes };
         let next_sequence = self.next_sequence;
-        let offset = Offset { segment: self.active.no, offset: self.active.end, next_sequence };
-        for (path, json) in [(META, serde_json::to_vec(&meta)), (OFFSET, serde_json::to_vec(&offset))] {
-            let mut bytes = json.unwrap_or_default();
-            bytes.push(b'\n');
+        let offset = Offset { segment: active_segment, offset: self.active.end, next_sequence };
+        let mut line = serde_json::to_vec(&offset).unwrap_or_default();
+        line.push(b'\n');
+        for (path, bytes) in [(META, meta.bytes()), (OFFSET, line)] {
             self.disk.later(Later::Derive { path: path.into(), bytes });
         }
     }

@@ -7,6 +7,7 @@ pub mod dlq;
 pub mod idempotency;
 pub mod lock;
 pub mod log;
+mod meta;
 pub mod native;
 pub mod recover;
 pub mod repair;
@@ -22,5 +23,9 @@ mod faults;
 mod log_tests;
 #[cfg(test)]
 mod recover_tests;
+#[cfg(test)]
+mod reliability_tests;
+#[cfg(test)]
+pub(crate) mod small_queue;
 #[cfg(test)]
 mod verify_tests;

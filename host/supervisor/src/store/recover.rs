@@ -17,6 +17,7 @@ use tm_core::{
 use super::{
     disk::{Disk, DiskError, read_whole},
     log::LogError,
+    meta::Meta,
     segment::{self, Contents, Index, LineEnd, Lines},
 };
 
@@ -81,25 +82,27 @@ pub enum Why {
     MissingEnd,
     #[error("segments before this one are missing, as queue.meta knows")]
     MissingStart,
+    #[error("the file is missing{}", and_more(.first, .last))]
+    Missing { first: u64, last: u64 },
+    #[error("the file was made {room_bytes} bytes long and has {file_bytes}: records may be missing at its end")]
+    Short { file_bytes: u64, room_bytes: u64 },
     #[error("every segment is missing, as queue.meta knows")]
     MissingAll,
 }
 
-/// `queue.meta`: where the log begins and ends. Derived, for people and tools.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Meta {
-    pub(super) format: u32,
-    pub(super) oldest_segment: u64,
-    pub(super) active_segment: u64,
+fn and_more(first: &u64, last: &u64) -> String {
+    if last == first { String::new() } else { format!(", with those after it up to segment {last}") }
 }
 
-/// Lost records that `repair` has accepted: they are not named again.
+/// Lost records and files that `repair` has accepted: they are not named again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Accepted {
     pub(super) lost: BTreeSet<(u64, u64)>,
+    /// Numbers of segments, first and last.
+    #[serde(default)]
+    pub(super) segments: BTreeSet<(u64, u64)>,
 }
 
-pub(super) const META: &str = "queue/queue.meta";
 pub(super) const ACCEPTED: &str = "queue/damaged/accepted.json";
 
 pub(super) fn derived<D: Disk, T: for<'de> Deserialize<'de>>(disk: &D, path: &str) -> Option<T> {
@@ -130,12 +133,7 @@ pub fn read<D: Disk>(disk: &D, each: &mut dyn FnMut(Frame, u64)) -> Result<Recov
 
 pub(super) fn replay<D: Disk>(disk: &D, each: &mut dyn FnMut(Frame, u64)) -> Result<(Recovery, Vec<Found>), LogError> {
     let segments = segment::list(disk)?;
-    let meta: Option<Meta> = derived(disk, META);
-    if let Some(meta) = &meta
-        && meta.format > FORMAT
-    {
-        return Err(LogError::Newer { file: disk.shown(META), format: meta.format, known: FORMAT });
-    }
+    let meta = Meta::load(disk)?;
     let mut firsts = Vec::with_capacity(segments.len());
     for &(no, _) in &segments {
         firsts.push(first_sequence(disk, no)?);
@@ -162,9 +160,14 @@ pub(super) fn replay<D: Disk>(disk: &D, each: &mut dyn FnMut(Frame, u64)) -> Res
     if let (Some(meta), true) = (&meta, segments.is_empty()) {
         replay.damage(meta.oldest_segment, 0, 0, None, Why::MissingAll);
     }
+    let known = meta.as_ref().map_or(0, |meta| meta.active_segment);
     let mut found = Vec::with_capacity(segments.len());
     for (place, &(no, file_bytes)) in segments.iter().enumerate() {
-        let last = place + 1 == segments.len();
+        // A rotation syncs what it closes: only the active segment can have a torn tail.
+        let last = place + 1 == segments.len() && known <= no;
+        if let Some(before) = place.checked_sub(1).and_then(|before| segments.get(before)) {
+            replay.missing(before.0 + 1, no - 1, no);
+        }
         if let Some(first) = firsts[place]
             && !ours[place]
         {
@@ -184,6 +187,16 @@ pub(super) fn replay<D: Disk>(disk: &D, each: &mut dyn FnMut(Frame, u64)) -> Res
         let later = (place + 1..segments.len()).find(|&later| ours[later] && firsts[later].is_some());
         replay.ceiling = later.and_then(|later| firsts[later]).unwrap_or(SEQUENCE_MAX);
         found.push(replay.segment(no, file_bytes, last)?);
+        let ended = replay.recovery.damaged.iter().any(|bad| bad.segment == no && bad.why == Why::MissingEnd);
+        if let Some(meta) = meta.as_ref().filter(|meta| meta.active_segment == no && meta.room_bytes > file_bytes)
+            && last
+            && !ended
+        {
+            replay.damage(no, file_bytes, 0, None, Why::Short { file_bytes, room_bytes: meta.room_bytes });
+        }
+    }
+    if let Some(&(newest, _)) = segments.last() {
+        replay.missing(newest + 1, known, newest);
     }
     replay.recovery.next_sequence = replay.expected.unwrap_or(1);
     Ok((replay.recovery, found))
@@ -262,6 +275,17 @@ impl<D: Disk> Replay<'_, D> {
     fn damage(&mut self, no: u64, offset: u64, bytes: u64, lost: Option<(u64, u64)>, why: Why) {
         let file = self.disk.shown(&segment::path(no));
         self.recovery.damaged.push(Damage { file, offset, bytes, lost, why, segment: no });
+    }
+
+    /// Names segments whose files are not there; `beside` is the one that is next to the gap.
+    fn missing(&mut self, first: u64, last: u64, beside: u64) {
+        if first > last || self.accepted.segments.contains(&(first, last)) {
+            return;
+        }
+        self.damage(beside, 0, 0, None, Why::Missing { first, last });
+        if let Some(damage) = self.recovery.damaged.last_mut() {
+            damage.file = self.disk.shown(&segment::path(first));
+        }
     }
 
     fn segment(&mut self, no: u64, file_bytes: u64, last: bool) -> Result<Found, LogError> {
@@ -358,8 +382,11 @@ impl<D: Disk> Replay<'_, D> {
             && good.sequence > expected
         {
             let lost = (expected, good.sequence - 1);
-            let ends_here =
-                |bad: &&mut Damage| bad.segment == no && bad.bytes > 0 && bad.offset + bad.bytes == good.offset;
+            let begins = self.contents.first.is_none();
+            let ends_here = |bad: &&mut Damage| {
+                let before = bad.bytes > 0 && bad.offset + bad.bytes == good.offset;
+                bad.segment == no && (before || (begins && matches!(bad.why, Why::Missing { .. })))
+            };
             match self.recovery.damaged.iter_mut().rev().take(4).find(ends_here) {
                 Some(bad) => bad.lost = Some(lost),
                 None if self.accepted.lost.contains(&lost) => {}

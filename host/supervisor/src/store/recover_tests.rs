@@ -209,6 +209,80 @@ fn a_queue_without_any_segment_is_not_taken_for_a_new_one() {
 }
 
 #[test]
+fn segments_that_are_missing_at_the_end_are_named_until_a_repair() {
+    for gone in [1, 2] {
+        let disk = MemDisk::default();
+        let (mut log, ..) = open(&disk, small());
+        put(&mut log, 0..50);
+        let active = log.segment();
+        // An unclean stop.
+        drop(log);
+        for no in active + 1 - gone..=active {
+            perform(&disk, Later::Unlink { path: super::segment::path(no) });
+        }
+        let first = active + 1 - gone;
+        let report = recover::read(&disk, &mut |_, _| {}).unwrap();
+        let named: Vec<_> = report.damaged.iter().map(|damage| (damage.file.as_str(), damage.why.clone())).collect();
+        let file = super::segment::path(first);
+        assert_eq!(named, [(file.as_str(), Why::Missing { first, last: active })]);
+        // Its number is not given a second time, so that the gap goes on telling.
+        let (mut log, recovery, seen) = open(&disk, small());
+        assert_eq!((log.segment(), &recovery), (active + 1, &report));
+        put(&mut log, 100..120);
+        log.close().unwrap();
+        let (_, recovery, now) = open(&disk, small());
+        assert_eq!(now, seen.into_iter().chain(100..120).collect::<Vec<_>>());
+        assert_eq!(
+            recovery.damaged.iter().map(|d| &d.why).collect::<Vec<_>>(),
+            [&Why::Missing { first, last: active }]
+        );
+        super::repair::repair(&disk, false).unwrap();
+        assert_eq!(open(&disk, small()).1.damaged, []);
+    }
+}
+
+#[test]
+fn a_missing_middle_segment_is_named_with_what_is_lost() {
+    let disk = MemDisk::default();
+    let (mut log, ..) = open(&disk, small());
+    put(&mut log, 0..50);
+    log.close().unwrap();
+    perform(&disk, Later::Unlink { path: super::segment::path(2) });
+    let damaged = recover::read(&disk, &mut |_, _| {}).unwrap().damaged;
+    assert_eq!((damaged.len(), damaged[0].file.as_str()), (1, "queue/segment-000002.log"));
+    assert!(damaged[0].lost.is_some_and(|(first, last)| 1 < first && first < last), "{damaged:#?}");
+    super::repair::repair(&disk, false).unwrap();
+    assert_eq!(open(&disk, small()).1.damaged, []);
+}
+
+#[test]
+fn an_emptied_newest_segment_is_named_after_an_unclean_stop_too() {
+    let disk = MemDisk::default();
+    let (mut log, ..) = open(&disk, LogOptions::default());
+    put(&mut log, 0..5);
+    drop(log);
+    write(&disk, &super::segment::path(1), b"");
+    let damaged = recover::read(&disk, &mut |_, _| {}).unwrap().damaged;
+    assert!(matches!(damaged[..], [recover::Damage { why: Why::Short { file_bytes: 0, .. }, .. }]), "{damaged:#?}");
+}
+
+#[test]
+fn a_newest_segment_that_was_barely_begun_is_not_missed_when_it_is_gone() {
+    let disk = MemDisk::default();
+    let (mut log, ..) = open(&disk, small());
+    put(&mut log, 0..30);
+    let last = log.segment();
+    drop(log);
+    // The rotation's name of the new segment was durable, and its file has less room than the one before it.
+    let mut bytes = segment(&disk, last - 1);
+    bytes.resize(bytes.len() + 4096, b'\n');
+    write(&disk, &super::segment::path(last - 1), &bytes);
+    write(&disk, &super::segment::path(last), b"\n");
+    drop(open(&disk, small()));
+    assert!(recover::read(&disk, &mut |_, _| {}).unwrap().damaged.is_empty());
+}
+
+#[test]
 fn text_in_a_payload_that_looks_like_a_record_is_never_taken_for_one() {
     // The enclosing line is torn exactly where the tenant's text ends.
     let mut out = Vec::new();

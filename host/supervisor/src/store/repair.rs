@@ -3,9 +3,10 @@
 use super::{
     disk::{self, Disk, DiskError, How},
     log::{Log, LogError, LogOptions},
-    recover::{self, ACCEPTED, Accepted, Damage, META, Why},
+    meta::META,
+    recover::{self, ACCEPTED, Accepted, Damage, Why},
     segment,
-    verify::{Action, Report, damaged_letters, opening},
+    verify::{Action, Report, verify},
 };
 
 const FOLDER: &str = "queue/damaged";
@@ -20,17 +21,17 @@ const CHUNK_BYTES: usize = 1024 * 1024;
 /// # Errors
 /// Those of the disk; what was done before stays done, and repeating it goes on.
 pub fn repair<D: Disk>(disk: &D, dry_run: bool) -> Result<Report, LogError> {
-    let (log, found) = recover::replay(disk, &mut |_, _| {})?;
-    let mut actions = opening(disk, &log, &found);
-    for damage in &log.damaged {
+    let mut report = verify(disk)?;
+    for damage in &report.log.damaged {
         let file = damage.file.clone();
         match damage.why {
-            Why::ForeignSegment { .. } => actions.push(Action::MoveAway { file }),
-            _ if damage.bytes > 0 => actions.push(Action::Blank { file, offset: damage.offset, bytes: damage.bytes }),
+            Why::ForeignSegment { .. } => report.actions.push(Action::MoveAway { file }),
+            _ if damage.bytes > 0 => {
+                report.actions.push(Action::Blank { file, offset: damage.offset, bytes: damage.bytes });
+            }
             _ => {}
         }
     }
-    let report = Report { actions, damaged_letters: damaged_letters(disk)?, log };
     if dry_run {
         return Ok(report);
     }
@@ -51,12 +52,21 @@ pub fn repair<D: Disk>(disk: &D, dry_run: bool) -> Result<Report, LogError> {
 /// Writes down what is lost, before the damage that explains it goes.
 fn accept<D: Disk>(disk: &D, damaged: &[Damage]) -> Result<(), DiskError> {
     let lost: Vec<_> = damaged.iter().filter_map(|damage| damage.lost).collect();
-    if lost.is_empty() {
+    let segments: Vec<_> = damaged
+        .iter()
+        .filter_map(|damage| match damage.why {
+            Why::Missing { first, last } => Some((first, last)),
+            Why::ForeignSegment { .. } => Some((damage.segment, damage.segment)),
+            _ => None,
+        })
+        .collect();
+    if lost.is_empty() && segments.is_empty() {
         return Ok(());
     }
     disk::create_folders(disk, FOLDER)?;
     let mut accepted: Accepted = recover::derived(disk, ACCEPTED).unwrap_or_default();
     accepted.lost.extend(lost);
+    accepted.segments.extend(segments);
     disk::replace(disk, ACCEPTED, &serde_json::to_vec(&accepted).unwrap_or_default())
 }
 

@@ -54,6 +54,8 @@ pub(super) struct Lines<'d, D: Disk> {
     searched: usize,
     /// Of `start` in the file.
     offset: u64,
+    /// Of the file when it was opened; nothing beyond is read.
+    size: u64,
     ended: bool,
     crc: u32,
 }
@@ -77,7 +79,8 @@ pub(super) enum LineEnd {
 impl<'d, D: Disk> Lines<'d, D> {
     pub(super) fn open(disk: &'d D, no: u64) -> Result<Self, DiskError> {
         let file = disk.open(&path(no), How::Read)?;
-        Ok(Self { disk, file, buffer: Vec::new(), start: 0, searched: 0, offset: 0, ended: false, crc: 0 })
+        let size = disk.size(&file)?;
+        Ok(Self { disk, file, buffer: Vec::new(), start: 0, searched: 0, offset: 0, size, ended: false, crc: 0 })
     }
 
     /// CRC-32C of the file up to the end of the last line.
@@ -130,10 +133,12 @@ impl<'d, D: Disk> Lines<'d, D> {
         self.searched = self.searched.saturating_sub(self.start);
         self.start = 0;
         let held = self.buffer.len();
-        self.buffer.resize(held + CHUNK_BYTES, 0);
-        let got = self.disk.read_at(&self.file, self.offset + held as u64, &mut self.buffer[held..])?;
+        let from = self.offset + held as u64;
+        let left = usize::try_from(self.size.saturating_sub(from)).map_or(CHUNK_BYTES, |left| left.min(CHUNK_BYTES));
+        self.buffer.resize(held + left, 0);
+        let got = self.disk.read_at(&self.file, from, &mut self.buffer[held..])?;
         self.buffer.truncate(held + got);
-        self.ended = got < CHUNK_BYTES;
+        self.ended = got < left || from + got as u64 >= self.size;
         Ok(())
     }
 }
@@ -200,6 +205,11 @@ impl Index {
         let bytes = read_whole(disk, &index_path(no), INDEX_MAX_BYTES).ok()?;
         let index: Self = unseal(&bytes)?;
         (index.segment == no && index.format == FORMAT).then_some(index)
+    }
+
+    /// Whether there is a sidecar that is not whole. One that is merely behind its segment is.
+    pub(super) fn is_damaged<D: Disk>(disk: &D, no: u64) -> bool {
+        read_whole(disk, &index_path(no), INDEX_MAX_BYTES).is_ok() && Self::load(disk, no).is_none()
     }
 
     pub(super) fn agrees(&self, contents: &Contents) -> bool {

@@ -2,32 +2,55 @@
 
 use std::ops::ControlFlow;
 
-use serde::Serialize;
-use tm_core::queue::event::Frame;
+use serde::{Serialize, Serializer};
+use tm_core::queue::{check, state::State};
 
 use super::{
+    blobs::{BlobError, BlobStore, path as blob_path},
     disk::{Disk, DiskError},
     dlq::{Dlq, Place},
     log::LogError,
+    meta::{META, Meta, opened},
     recover::{self, Found, Recovery},
-    segment,
+    segment::{self, Index},
 };
 
 /// The state of a queue's files.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, Serialize)]
 pub struct Report {
     pub log: Recovery,
     /// What the next opening, or this repair, does to files.
     pub actions: Vec<Action>,
     /// Dead letters' files that cannot be read.
     pub damaged_letters: Vec<String>,
+    /// Blobs that something live names and that cannot be read. Nothing can mend them.
+    pub damaged_blobs: Vec<DamagedBlob>,
+    /// Rules of the state that do not hold, in words.
+    pub broken: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct DamagedBlob {
+    pub file: String,
+    #[serde(serialize_with = "in_words")]
+    pub why: BlobError,
+}
+
+fn in_words<S: Serializer>(why: &BlobError, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_str(why)
 }
 
 impl Report {
     /// Whether anything was lost or is unreadable. A torn tail is neither: it was never acknowledged.
     #[must_use]
     pub fn is_damaged(&self) -> bool {
-        !self.log.damaged.is_empty() || !self.damaged_letters.is_empty()
+        !self.log.damaged.is_empty() || self.has_more_than_a_log()
+    }
+
+    /// Whether there is damage outside the log, which a repair does not mend.
+    #[must_use]
+    pub fn has_more_than_a_log(&self) -> bool {
+        !(self.damaged_letters.is_empty() && self.damaged_blobs.is_empty() && self.broken.is_empty())
     }
 }
 
@@ -38,7 +61,7 @@ pub enum Action {
     Cut { file: String, offset: u64, bytes: u64 },
     /// Damaged bytes are copied to the folder `damaged`.
     KeepAside { file: String, offset: u64, bytes: u64 },
-    /// The index does not agree with its segment, or is missing.
+    /// A derived file does not agree with the segments, or is missing.
     RebuildIndex { file: String },
     /// Repair only: damaged bytes make way for newlines, and what is lost is not named again.
     Blank { file: String, offset: u64, bytes: u64 },
@@ -46,18 +69,29 @@ pub enum Action {
     MoveAway { file: String },
 }
 
-/// Reads the log and the dead letters, and changes nothing.
+/// Reads the log, the dead letters and the blobs that something live names, and changes nothing.
 ///
 /// # Errors
 /// When the queue folder cannot be read, or its format is a newer one.
-pub fn verify<D: Disk>(disk: &D, each: &mut dyn FnMut(Frame, u64)) -> Result<Report, LogError> {
-    let (log, found) = recover::replay(disk, each)?;
-    let actions = opening(disk, &log, &found);
-    Ok(Report { actions, damaged_letters: damaged_letters(disk)?, log })
+pub fn verify<D: Disk>(disk: &D) -> Result<Report, LogError> {
+    let meta = Meta::load(disk)?;
+    let mut state = State::default();
+    let (log, found) = recover::replay(disk, &mut |frame, segment| state.replay(&frame, segment))?;
+    let mut actions = opening(disk, &log, &found);
+    if !meta.as_ref().is_some_and(|meta| meta.names_the_same(&opened(Some(meta), &found).meta)) {
+        actions.push(Action::RebuildIndex { file: disk.shown(META) });
+    }
+    Ok(Report {
+        actions,
+        damaged_letters: damaged_letters(disk)?,
+        damaged_blobs: damaged_blobs(disk, &state),
+        broken: check::check(&state),
+        log,
+    })
 }
 
 /// What opening does to files.
-pub(super) fn opening<D: Disk>(disk: &D, log: &Recovery, found: &[Found]) -> Vec<Action> {
+fn opening<D: Disk>(disk: &D, log: &Recovery, found: &[Found]) -> Vec<Action> {
     let aside = log.damaged.iter().filter(|damage| damage.bytes > 0).map(|damage| {
         let file = damage.file.clone();
         Action::KeepAside { file, offset: damage.offset, bytes: damage.bytes }
@@ -67,14 +101,26 @@ pub(super) fn opening<D: Disk>(disk: &D, log: &Recovery, found: &[Found]) -> Vec
         Some(Action::Cut { file: disk.shown(&segment::path(found.no)), offset, bytes })
     });
     let closed = &found[..found.len().saturating_sub(1)];
+    // That of the active segment is written at a clean stop and may be behind.
+    let active = found.last().filter(|active| Index::is_damaged(disk, active.no));
     let rebuilt = closed
         .iter()
         .filter(|found| !found.index_agrees)
+        .chain(active)
         .map(|found| Action::RebuildIndex { file: disk.shown(&segment::index_path(found.no)) });
     aside.chain(cut).chain(rebuilt).collect()
 }
 
-pub(super) fn damaged_letters<D: Disk>(disk: &D) -> Result<Vec<String>, DiskError> {
+fn damaged_blobs<D: Disk>(disk: &D, state: &State) -> Vec<DamagedBlob> {
+    let blobs = BlobStore::reading(disk.clone());
+    let read = |digest| {
+        let why = blobs.get(&digest).err()?;
+        Some(DamagedBlob { file: disk.shown(&blob_path(&digest)), why })
+    };
+    state.live_blobs().into_iter().filter_map(read).collect()
+}
+
+fn damaged_letters<D: Disk>(disk: &D) -> Result<Vec<String>, DiskError> {
     let dlq = Dlq::reading(disk.clone());
     let mut damaged = Vec::new();
     for place in [Place::Pending, Place::Requeued, Place::Purged] {

@@ -41,7 +41,7 @@ fn names(actions: &[Action]) -> Vec<&'static str> {
 fn verify_and_a_dry_run_tell_the_story_of_recovery_and_change_nothing() {
     let disk = damaged_queue();
     let before = disk.list("queue").unwrap();
-    let told = verify(&disk, &mut |_, _| {}).unwrap();
+    let told = verify(&disk).unwrap();
     assert_eq!(names(&told.actions), ["cut", "keep-aside", "rebuild-index"]);
     assert!(told.is_damaged() && told.log.cut_bytes == 11);
     let dry = repair(&disk, true).unwrap();
@@ -56,7 +56,7 @@ fn after_a_repair_nothing_is_named_any_more_and_no_good_record_is_lost() {
     let disk = damaged_queue();
     let told = repair(&disk, false).unwrap();
     assert_eq!(told.log.damaged[0].lost, Some((2, 2)));
-    let again = verify(&disk, &mut |_, _| {}).unwrap();
+    let again = verify(&disk).unwrap();
     assert_eq!((again.actions.as_slice(), again.is_damaged(), again.log.frames), (&[][..], false, told.log.frames));
     let aside: Vec<_> = disk.list("queue/damaged").unwrap().into_iter().map(|entry| entry.name).collect();
     assert_eq!(aside.len(), 2, "the bytes and what was lost: {aside:?}");
@@ -77,6 +77,6 @@ fn a_segment_of_another_log_is_moved_away() {
     let file = disk.open(&segment::path(4), How::CreateNew).unwrap();
     disk.write_at(&file, 0, &read_whole(&other, &segment::path(1), 1 << 20).unwrap()).unwrap();
     assert_eq!(repair(&disk, false).unwrap().log.frames, 24);
-    let again = verify(&disk, &mut |_, _| {}).unwrap();
+    let again = verify(&disk).unwrap();
     assert_eq!((again.is_damaged(), again.log.frames), (false, 24));
 }

@@ -69,6 +69,23 @@ impl<'a> Session<'a> {
         Ok(Self { folders, backend, need, way })
     }
 
+    /// Makes one change. A queue that nobody serves is opened for writing only when something is to be written: a dry
+    /// run, a refusal and a change that changes nothing leave it as it is (I12).
+    ///
+    /// # Errors
+    /// As [`Session::open`] and [`Session::ask`].
+    pub(crate) fn change(folders: &'a Folders, backend: Option<Backend>, request: &Request) -> Result<Reply, Failure> {
+        let mut session = Self::open(folders, backend, Need::Read)?;
+        if let Way::Reading(options) = &session.way {
+            if let Some(reply) = run::preview(options, request, &mut warn_of_damage)? {
+                return accepted(reply);
+            }
+            session.way = Way::find(folders, backend, Need::Change)?;
+        }
+        session.need = Need::Change;
+        session.ask(request)
+    }
+
     /// One request and its answer; a refusal is an error.
     ///
     /// # Errors

@@ -50,7 +50,8 @@ pub(crate) fn stats(out: &mut impl Write, stats: &Stats, json: bool) -> io::Resu
         out,
         "backend={} depth={} ready={} inflight={} lag_seconds={:.3}",
         stats.backend, stats.depth, stats.ready, stats.inflight, stats.lag_seconds
-    )
+    )?;
+    stats.held_back.as_ref().map_or(Ok(()), |why| writeln!(out, "note: nothing is leased: {why}"))
 }
 
 /// How a run ended.
@@ -129,6 +130,7 @@ struct RunLine<'a> {
     env: &'a [(String, String)],
     headers: &'a Option<Json>,
     input: &'a Option<Json>,
+    held_back: &'a Option<String>,
     tasks: Vec<TaskLine<'a>>,
 }
 
@@ -206,6 +208,7 @@ pub(crate) fn run(out: &mut impl Write, run: &RunDetail, json: bool) -> io::Resu
                 env: &run.env,
                 headers: &run.headers,
                 input: &run.input,
+                held_back: &run.held_back,
                 tasks: run.tasks.iter().map(TaskLine::from).collect(),
             },
         );
@@ -222,6 +225,7 @@ pub(crate) fn run(out: &mut impl Write, run: &RunDetail, json: bool) -> io::Resu
     run.env.iter().try_for_each(|(name, value)| field("env", &format_args!("{name}={value}")))?;
     run.headers.as_ref().map_or(Ok(()), |headers| field("headers", &headers.get()))?;
     run.input.as_ref().map_or(Ok(()), |input| field("input", &input.get()))?;
+    run.held_back.as_ref().map_or(Ok(()), |why| field("note", &format_args!("nothing is leased: {why}")))?;
     writeln!(out)?;
     let cells = run.tasks.iter().flat_map(task_cells);
     table(out, ["STEP", "STATE", "ATTEMPT", "OUTCOME", "CODE", "MS", "WAITING FOR"], &cells.collect::<Vec<_>>())
@@ -332,6 +336,7 @@ mod tests {
             env: vec![("FAIL_RATE".into(), "0.5".into())],
             headers: None,
             input: Some(Json::parse("{\"big\": 12345678901234567890.25}").unwrap()),
+            held_back: None,
             tasks: vec![
                 TaskRow {
                     task_id: format!("{}.a[3]", RunId(1)),
@@ -373,6 +378,22 @@ mod tests {
               leased 40%  2        running
         b     waiting                                  a
         "#);
+    }
+
+    #[test]
+    fn a_full_disk_is_told_in_a_line_and_in_json() {
+        let why = Some("the queue's disk has no room".to_owned());
+        let held = RunDetail { held_back: why.clone(), ..detail() };
+        assert!(
+            text(|out| run(out, &held, false))
+                .contains("\nnote      nothing is leased: the queue's disk has no room\n")
+        );
+        assert!(text(|out| run(out, &held, true)).contains(r#""held_back":"the queue's disk has no room""#));
+        let counted = Stats { held_back: why, ..Stats::default() };
+        let lines = text(|out| stats(out, &counted, false));
+        assert!(lines.ends_with("\nnote: nothing is leased: the queue's disk has no room\n"), "{lines}");
+        assert!(text(|out| stats(out, &counted, true)).contains(r#""held_back":"the queue's disk has no room""#));
+        assert_eq!(text(|out| stats(out, &Stats::default(), false)).lines().count(), 1);
     }
 
     #[test]

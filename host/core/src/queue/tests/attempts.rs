@@ -231,6 +231,21 @@ fn the_history_of_a_task_is_bounded_and_says_what_it_leaves_out() {
 }
 
 #[test]
+fn a_dead_task_says_on_one_line_why() {
+    let mut bench = bench();
+    let run = bench.enqueue("one");
+    let lease = bench.lease(1, 1)[0];
+    let (code, message) = ("COMPILE_FAILED".into(), "the component's blob 0102\nis missing".into());
+    bench.end(
+        lease,
+        Outcome::Failed(Failure { by_host: true, class: Class::Fatal, code, message, retry_after_ms: None }),
+    );
+    let detail = crate::queue::view::detail(&bench.state, run, &NoBlobs, &|_, _| None).expect("a run");
+    let why = detail.tasks[0].waiting_for.clone().expect("why");
+    assert_eq!(why, format!("COMPILE_FAILED: {}: the component's blob 0102 is missing", bench.letter()));
+}
+
+#[test]
 fn a_task_of_one_attempt_takes_no_more_of_the_log_than_that_attempt() {
     let mut bench = bench();
     let run = bench.enqueue("one");

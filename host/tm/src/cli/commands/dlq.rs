@@ -1,7 +1,7 @@
 //! `tm dlq …`: lists dead letters, puts them back, or gives them up.
 
 use std::{
-    io::{self, BufRead as _, BufWriter, Write as _},
+    io::{self, BufRead as _, BufWriter, IsTerminal as _, Write as _},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -54,20 +54,23 @@ pub(crate) fn show(args: DlqShowArgs) -> Outcome {
 
 /// `tm dlq requeue`.
 pub(crate) fn requeue(args: &DlqActionArgs) -> Outcome {
-    let mut session = Session::open(&args.folders, args.backend.queue, Need::Change)?;
-    let outcomes = done(session.ask(&Request::DlqRequeue(action(args, &args.pattern, args.dry_run)))?)?;
+    let request = Request::DlqRequeue(action(args, &args.pattern, args.dry_run));
+    let outcomes = done(Session::change(&args.folders, args.backend.queue, &request)?)?;
     print(&outcomes, args)
 }
 
 /// `tm dlq purge`: asks first, and then purges what it has shown and no more.
 pub(crate) fn purge(args: &DlqActionArgs) -> Outcome {
-    let mut session = Session::open(&args.folders, args.backend.queue, Need::Change)?;
+    let change = |dry_run| {
+        let request = Request::DlqPurge(action(args, &args.pattern, dry_run));
+        done(Session::change(&args.folders, args.backend.queue, &request)?)
+    };
     if args.dry_run || args.yes {
-        let outcomes = done(session.ask(&Request::DlqPurge(action(args, &args.pattern, args.dry_run)))?)?;
-        return print(&outcomes, args);
+        return print(&change(args.dry_run)?, args);
     }
-    let shown = done(session.ask(&Request::DlqPurge(action(args, &args.pattern, true)))?)?;
+    let shown = change(true)?;
     confirm(&shown)?;
+    let mut session = Session::open(&args.folders, args.backend.queue, Need::Change)?;
     let mut outcomes = Vec::with_capacity(shown.len());
     for entry in &shown {
         outcomes.extend(done(session.ask(&Request::DlqPurge(action(args, &entry.entry_id, false)))?)?);
@@ -97,11 +100,12 @@ fn confirm(shown: &[DlqOutcome]) -> Result<(), Failure> {
     let _ = write!(err, "purging ends the run of {what} as failed. Type purge to go on: ");
     let mut answer = String::new();
     let read = io::stdin().lock().read_line(&mut answer);
+    // A terminal has shown the end of the answer's line, a pipe shows nothing.
+    if !(io::stdin().is_terminal() && answer.ends_with('\n')) {
+        let _ = writeln!(err);
+    }
     if read.is_ok() && answer.trim() == "purge" {
         return Ok(());
-    }
-    if !answer.ends_with('\n') {
-        let _ = writeln!(err);
     }
     Err(Failure::failed("not confirmed: nothing was purged").hint("type the word purge, or pass --yes"))
 }

@@ -67,8 +67,7 @@ pub(crate) fn ended(end: &RunEnd) -> Outcome {
 
 /// `tm queue cancel`.
 pub(crate) fn cancel(args: CancelArgs) -> Outcome {
-    let mut session = Session::open(&args.folders, None, Need::Change)?;
-    match session.ask(&Request::Cancel { id: args.id })? {
+    match Session::change(&args.folders, None, &Request::Cancel { id: args.id })? {
         Reply::Cancelled { run } => {
             let mut out = io::stdout().lock();
             if args.json.json {
@@ -84,10 +83,9 @@ pub(crate) fn cancel(args: CancelArgs) -> Outcome {
 
 /// `tm queue forget-key`.
 pub(crate) fn forget_key(args: ForgetKeyArgs) -> Outcome {
-    let mut session = Session::open(&args.folders, None, Need::Change)?;
-    let ForgetKeyArgs { flow, key, tenant, json, .. } = args;
+    let ForgetKeyArgs { flow, key, tenant, json, folders } = args;
     let request = Request::ForgetKey { tenant: tenant.tenant, flow: flow.clone(), key: key.clone() };
-    match session.ask(&request)? {
+    match Session::change(&folders, None, &request)? {
         Reply::Forgotten { existed: true } => {
             let mut out = io::stdout().lock();
             if json.json {

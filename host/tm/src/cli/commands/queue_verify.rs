@@ -5,9 +5,8 @@ use std::{
     time::Duration,
 };
 
-use serde::Serialize;
-use tm_core::queue::{check, state::State};
 use tm_supervisor::store::{
+    blobs::BlobError,
     disk::RealDisk,
     lock::{Lock, Locks, Role},
     recover::Damage,
@@ -33,11 +32,9 @@ pub(crate) fn verify(args: &VerifyArgs) -> Outcome {
             holder.role, holder.pid
         );
     }
-    let mut state = State::default();
-    let report = verify::verify(&disk, &mut |frame, segment| state.replay(&frame, segment))?;
-    let broken = check::check(&state);
-    print(&report, &broken, "would ", args.json.json)?;
-    Ok(if report.is_damaged() || !broken.is_empty() { End::Damaged } else { End::Done })
+    let report = verify::verify(&disk)?;
+    print(&report, "would ", args.json.json)?;
+    Ok(if report.is_damaged() { End::Damaged } else { End::Done })
 }
 
 /// `tm queue repair`: needs the queue for itself.
@@ -45,14 +42,14 @@ pub(crate) fn repair(args: &RepairArgs) -> Outcome {
     let disk = existing(&args.folders)?;
     if args.dry_run {
         let report = repair::repair(&disk, true)?;
-        print(&report, &[], "would ", args.json.json)?;
+        print(&report, "would ", args.json.json)?;
         return Ok(if report.is_damaged() { End::Damaged } else { End::Done });
     }
     let locks = Locks::acquire(&args.folders.roots(), Role::Repair, PATIENCE)?;
     let report = repair::repair(&disk, false)?;
     drop(locks);
-    print(&report, &[], "", args.json.json)?;
-    Ok(End::Done)
+    print(&report, "", args.json.json)?;
+    Ok(if report.has_more_than_a_log() { End::Damaged } else { End::Done })
 }
 
 fn existing(folders: &Folders) -> Result<RealDisk, Failure> {
@@ -62,28 +59,30 @@ fn existing(folders: &Folders) -> Result<RealDisk, Failure> {
     Ok(RealDisk::existing(&folders.roots())?)
 }
 
-#[derive(Serialize)]
-struct Line<'a> {
-    #[serde(flatten)]
-    report: &'a Report,
-    /// Rules of the state that do not hold, in words.
-    broken: &'a [String],
-}
-
-fn print(report: &Report, broken: &[String], would: &str, json: bool) -> io::Result<()> {
+fn print(report: &Report, would: &str, json: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if json {
-        return render::json_line(&mut out, &Line { report, broken });
+        return render::json_line(&mut out, report);
     }
     writeln!(out, "{} records in {} segments", report.log.frames, report.log.segments)?;
     report.log.damaged.iter().try_for_each(|damage| damaged(&mut out, damage))?;
     report.damaged_letters.iter().try_for_each(|file| writeln!(out, "damaged {file}: not a dead letter"))?;
-    broken.iter().try_for_each(|rule| writeln!(out, "broken rule: {rule}"))?;
+    report.damaged_blobs.iter().try_for_each(|blob| writeln!(out, "damaged {}: {}", blob.file, words(&blob.why)))?;
+    report.broken.iter().try_for_each(|rule| writeln!(out, "broken rule: {rule}"))?;
     report.actions.iter().try_for_each(|action| acted(&mut out, action, would))?;
-    if report.is_damaged() || !broken.is_empty() {
+    if report.is_damaged() {
         return Ok(());
     }
     writeln!(out, "no damage")
+}
+
+/// Why a blob cannot be read, without its name.
+fn words(why: &BlobError) -> String {
+    match why {
+        BlobError::Damaged { .. } => "its content does not have the digest that is its name".into(),
+        BlobError::Disk(error) if error.is_not_found() => "a payload or component that is needed is missing".into(),
+        BlobError::Disk(error) => error.to_string(),
+    }
 }
 
 fn damaged(out: &mut impl Write, damage: &Damage) -> io::Result<()> {

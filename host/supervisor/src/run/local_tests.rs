@@ -1,0 +1,123 @@
+//! What only reads leaves every byte where it is.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use tm_core::{
+    api::{DlqAction, Reply, Request},
+    queue::{decide::Runnable, view},
+};
+
+use super::{
+    Options,
+    answers::{Asked, answer},
+    local::preview,
+    payloads::StoredBlobs,
+};
+use crate::{
+    config::Settings,
+    store::{
+        blobs::BlobStore,
+        disk::{MemDisk, Roots},
+        small_queue,
+    },
+};
+
+/// A queue with dead letters, on a real disk.
+fn made(home: &Path) -> Options {
+    let roots = Roots::below(home);
+    for (path, bytes) in small_queue::files(&small_queue::make()) {
+        let to = home.join(path);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::write(to, bytes).unwrap();
+    }
+    Options {
+        settings: Settings::default(),
+        config: PathBuf::from("none.toml"),
+        roots,
+        runtime: PathBuf::from("flows"),
+        runtime_named: false,
+        pid_file: home.join("tm.pid"),
+        worker_user: None,
+        allow_weaker: false,
+    }
+}
+
+/// Every file with its content and its time of change.
+fn image(folder: &Path) -> BTreeMap<PathBuf, (Vec<u8>, std::time::SystemTime)> {
+    let mut image = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let changed = path.metadata().unwrap().modified().unwrap();
+        if path.is_dir() {
+            image.extend(self::image(&path));
+            image.insert(path, (Vec::new(), changed));
+        } else {
+            image.insert(path.clone(), (fs::read(&path).unwrap(), changed));
+        }
+    }
+    image
+}
+
+fn told(reply: &Reply) -> String {
+    serde_json::to_string(reply).unwrap()
+}
+
+#[test]
+fn a_dry_run_and_a_refused_change_read_alone() {
+    let home = tempfile::tempdir().unwrap();
+    let options = made(home.path());
+    let before = image(home.path());
+    let action = |pattern: &str, all, dry_run| DlqAction { pattern: pattern.into(), all, dry_run, ..<_>::default() };
+    let changes_nothing = [
+        Request::DlqRequeue(action("dlq-*", true, true)),
+        Request::DlqPurge(action("dlq-*", true, true)),
+        Request::DlqRequeue(action("nothing", false, false)),
+        Request::DlqRequeue(action("dlq-*", false, false)),
+        Request::DlqPurge(action("dlq-*", false, false)),
+        Request::Cancel { id: "01J".into() },
+        Request::ForgetKey { tenant: "default".into(), flow: "good".into(), key: "no such key".into() },
+    ];
+    let previews: Vec<_> = changes_nothing
+        .iter()
+        .map(|request| told(&preview(&options, request, &mut |_| {}).unwrap().expect("it changes nothing")))
+        .collect();
+    assert!(previews[0].contains("would requeue") && previews[1].contains("would purge"), "{previews:#?}");
+    for changes in [
+        Request::DlqRequeue(action("dlq-*", true, false)),
+        Request::DlqPurge(action("dlq-*", true, false)),
+        Request::ForgetKey { tenant: "default".into(), flow: "good".into(), key: "order-0".into() },
+    ] {
+        assert!(preview(&options, &changes, &mut |_| {}).unwrap().is_none(), "{changes:?}");
+    }
+    assert_eq!(image(home.path()), before, "not a byte and not a time has changed (I12)");
+}
+
+#[test]
+fn a_disk_without_room_is_told_by_stats_and_show() {
+    let turn = small_queue::waiting();
+    let state = &turn.state;
+    let blobs = StoredBlobs::new(BlobStore::reading(MemDisk::default()));
+    let ask = |disk_full, request: &Request| {
+        let (runnable, workers) = (|_, _| Runnable::Yes, Vec::new);
+        let asked = Asked {
+            state,
+            blobs: &blobs,
+            runnable: &runnable,
+            workers: &workers,
+            backend: "file",
+            disk_full,
+            now: state.last_at,
+        };
+        told(&answer(&asked, request).unwrap())
+    };
+    let id = state.runs.keys().next().unwrap().to_string();
+    assert!(view::run_by_id(state, &id).is_ok());
+    for request in [Request::Stats, Request::Show { id }] {
+        assert!(ask(true, &request).contains(r#""held_back":"the queue's disk has no room"#), "{request:?}");
+        assert!(ask(false, &request).contains(r#""held_back":null"#), "{request:?}");
+    }
+}
