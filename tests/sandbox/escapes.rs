@@ -186,7 +186,7 @@ fn scratch_is_private_made_when_needed_and_removed_after_success_only() {
     assert_eq!(house.answer(r#"{"do":"scratch","bytes":10}"#), r#"{"ok":10}"#);
     assert_eq!(names(&house), 0, "removed after success");
     let start = house.start(r#"{"do":"scratch","bytes":10000000}"#);
-    let kept = staging_path(&start.context.task_id, start.attempt);
+    let kept = staging_path(&start.task_name(), start.attempt);
     house.worker.run(start);
     assert!(house.path("scratch").join(kept).join("file").exists(), "kept after a failure");
 }
@@ -210,7 +210,7 @@ fn files_are_read_through_the_blocking_thread_that_streams_use() {
 fn an_artefact_stands_in_staging_once_it_is_finished() {
     let mut house = House::open();
     let start = house.start(r#"{"do":"artifact","name":"site/a.html","bytes":1000}"#);
-    let staging = house.path("staging").join(staging_path(&start.context.task_id, start.attempt));
+    let staging = house.path("staging").join(staging_path(&start.task_name(), start.attempt));
     let report = house.worker.run(start);
     let Outcome::Succeeded { artifacts, .. } = &report.outcome else { panic!("{report:?}") };
     assert_eq!(artifacts, &[ArtifactEntry { name: "site/a.html".to_owned(), size_bytes: 1000 }]);
@@ -222,7 +222,7 @@ fn an_artefact_stands_in_staging_once_it_is_finished() {
 fn an_artefact_that_is_not_finished_does_not_exist() {
     let mut house = House::open();
     let start = house.start(r#"{"do":"artifact","name":"a","bytes":1000,"finish":false}"#);
-    let staging = house.path("staging").join(staging_path(&start.context.task_id, start.attempt));
+    let staging = house.path("staging").join(staging_path(&start.task_name(), start.attempt));
     let report = house.worker.run(start);
     assert!(matches!(&report.outcome, Outcome::Succeeded { artifacts, .. } if artifacts.is_empty()), "{report:?}");
     assert!(names_in(&staging).is_empty());

@@ -178,9 +178,7 @@ impl Worker {
             context: StartContext {
                 flow_id: "hostile".to_owned(),
                 step_id: "step".to_owned(),
-                task_id: task.name("step"),
                 max_attempts: 5,
-                idempotency_key: "key".to_owned(),
                 deadline_ms: 0,
                 trace_parent: None,
             },

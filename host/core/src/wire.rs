@@ -115,7 +115,20 @@ pub struct Start {
     pub context: StartContext,
     pub input: Body,
     pub limits: Limits,
+    #[serde(default, skip_serializing_if = "is_default")]
     pub grants: StartGrants,
+}
+
+impl Start {
+    /// `RUN.step` or `RUN.step[item]`: the same for all attempts, so it is the idempotency key too.
+    #[must_use]
+    pub fn task_name(&self) -> String {
+        self.task.name(&self.context.step_id)
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// JSON in the packet, or as the next descriptor of the packet (a sealed memfd read from 0).
@@ -129,10 +142,9 @@ pub enum Body {
 pub struct StartContext {
     pub flow_id: String,
     pub step_id: String,
-    pub task_id: String,
     pub max_attempts: u32,
-    pub idempotency_key: String,
     pub deadline_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace_parent: Option<String>,
 }
 
@@ -228,6 +240,7 @@ pub struct Report {
     pub outcome: Outcome,
     pub usage: Usage,
     /// Standard output, standard error and log, cut at `log_kb`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub log: String,
 }
 
@@ -236,6 +249,7 @@ pub enum Outcome {
     /// The output; artefacts stand finished in staging.
     Succeeded {
         output: Body,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
         artifacts: Vec<ArtifactEntry>,
     },
     Failed(Failure),
@@ -295,9 +309,7 @@ mod tests {
                 context: StartContext {
                     flow_id: "f".into(),
                     step_id: "s".into(),
-                    task_id: task.name("s"),
                     max_attempts: 5,
-                    idempotency_key: "k".into(),
                     deadline_ms: 9,
                     trace_parent: None,
                 },

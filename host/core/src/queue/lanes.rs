@@ -9,6 +9,7 @@ use alloc::{
     string::String,
     vec::Vec,
 };
+use core::ops::Bound::{Excluded, Included, Unbounded};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -210,11 +211,6 @@ impl Lanes {
         wants.into_values().collect()
     }
 
-    /// The tenants with ready tasks, by number.
-    pub(crate) fn busy_tenants(&self) -> impl Iterator<Item = u32> {
-        self.busy.keys().copied()
-    }
-
     pub(crate) fn tenant(&self, no: u32) -> Option<&str> {
         self.tenants.get(no as usize).map(String::as_str)
     }
@@ -248,16 +244,13 @@ pub struct FairOrder {
 
 impl FairOrder {
     /// The tenants in the order in which they may take the next task: the current one while its deficit lasts.
-    pub(crate) fn order(&self, lanes: &Lanes) -> Vec<u32> {
-        let busy: Vec<u32> = lanes.busy_tenants().collect();
-        let split = match self.current {
-            Some(current) if self.deficit.get(&current).is_some_and(|&left| left > 0) => {
-                busy.partition_point(|&no| no < current)
-            }
-            Some(current) => busy.partition_point(|&no| no <= current),
-            None => 0,
+    pub(crate) fn order<'a>(&self, lanes: &'a Lanes) -> impl Iterator<Item = u32> + use<'a> {
+        let (from, until) = match self.current {
+            Some(current) if self.deficit.get(&current).is_some_and(|&left| left > 0) => (Included(current), current),
+            Some(current) => (Excluded(current), current.saturating_add(1)),
+            None => (Unbounded, 0),
         };
-        busy[split..].iter().chain(&busy[..split]).copied().collect()
+        lanes.busy.range((from, Unbounded)).chain(lanes.busy.range(..until)).map(|(&no, _)| no)
     }
 
     /// Records that `tenant` took one task.
@@ -302,7 +295,7 @@ mod tests {
         }
         let (mut fair, mut taken) = (FairOrder::default(), [0u32; 3]);
         for _ in 0..60 {
-            let tenant = fair.order(&lanes)[0];
+            let tenant = fair.order(&lanes).next().unwrap();
             fair.took(tenant, [1, 3, 2][tenant as usize]);
             taken[tenant as usize] += 1;
         }

@@ -41,7 +41,6 @@ pub(super) fn start_of(
     let run = state.runs.get(&task.run).ok_or(StartError::Gone)?;
     let (flow, step) = state.step_of(task).ok_or(StartError::Gone)?;
     let found = run.task(task).ok_or(StartError::Gone)?;
-    let profile = Profile::of(&flow.tenant, step);
     let mut fds = Vec::new();
     let input = match &found.input {
         Payload::Inline(json) if json.size_bytes() <= INLINE_MAX_BYTES => Body::Inline(json.clone()),
@@ -51,9 +50,12 @@ pub(super) fn start_of(
         }
     };
     let mut files = Vec::new();
+    // Most steps have no folders, and then nobody asks for their places.
+    let profile = (!step.grants.files.is_empty()).then(|| Profile::of(&flow.tenant, step));
     for granted in &step.grants.files {
+        let place = profile.as_ref().and_then(|profile| folder_no(profile, &granted.host));
         files.push(StartFiles {
-            folder: folder_no(&profile, &granted.host).ok_or_else(|| StartError::Folder(granted.host.clone()))?,
+            folder: place.ok_or_else(|| StartError::Folder(granted.host.clone()))?,
             guest: granted.guest.clone(),
             write: granted.mode == tm_core::flow::spec::Mode::Write,
             max_mb: granted.max_mb,
@@ -69,7 +71,6 @@ pub(super) fn start_of(
         };
         env.extend(value.map(|value| (wanted.name().to_owned(), value.clone())));
     }
-    let name = task.name(&step.id);
     let start = Start {
         task,
         attempt,
@@ -77,9 +78,7 @@ pub(super) fn start_of(
         context: StartContext {
             flow_id: flow.def.id.clone(),
             step_id: step.id.clone(),
-            task_id: name.clone(),
             max_attempts: step.retries.max_attempts,
-            idempotency_key: name,
             deadline_ms: now.plus(step.limits.timeout_ms).0,
             trace_parent: extra.and_then(|extra| trace_parent(extra.trace.as_ref())),
         },

@@ -94,8 +94,8 @@ impl Artifacts {
         Self {
             folders: Arc::clone(folders),
             may_write: start.grants.artifacts,
-            path: staging_path(&start.context.task_id, start.attempt),
-            run: start.task.run.to_string(),
+            path: if start.grants.artifacts { staging_path(&start.task_name(), start.attempt) } else { String::new() },
+            run: if start.grants.readable.is_empty() { String::new() } else { start.task.run.to_string() },
             readable: start.grants.readable.clone(),
             limit_mb: start.limits.artifacts_mb,
             used_bytes: 0,

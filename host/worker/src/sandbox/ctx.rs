@@ -10,7 +10,7 @@ use std::{
 
 use tm_core::{
     code,
-    id::{Attempt, Digest, TaskRef},
+    id::{Attempt, TaskRef},
     wire::{FromWorker, Start},
 };
 use tokio::sync::{Notify, mpsc::UnboundedSender};
@@ -118,7 +118,7 @@ impl Ctx {
             .stderr(Standard { capture: capture.clone(), error: true })
             .envs(&start.grants.env)
             .max_random_size(RANDOM_MAX_BYTES)
-            .insecure_random_seed(seed(&start.context.task_id));
+            .insecure_random_seed(seed(start.task));
         let mut table = ResourceTable::new();
         table.set_max_capacity(RESOURCES_MAX);
         Ok(Self {
@@ -171,7 +171,8 @@ impl WasiView for Ctx {
 }
 
 /// Hash maps of the guest work and repeat: the seed is the same for every attempt of a task.
-fn seed(task_id: &str) -> u128 {
-    let digest = Digest::of(task_id.as_bytes()).0;
-    digest[..16].iter().fold(0, |seed, &byte| seed << 8 | u128::from(byte))
+fn seed(task: TaskRef) -> u128 {
+    // Half of a run's id is a keyed hash already; the tasks of one run only have to differ.
+    let place = u128::from(task.step) << 32 | u128::from(task.item.map_or(0, |item| item.saturating_add(1)));
+    task.run.0.rotate_left(64) ^ place << 64
 }

@@ -175,7 +175,7 @@ impl Files {
             });
         }
         let scratch = start.grants.scratch.then(|| ScratchPlan {
-            path: staging_path(&start.context.task_id, start.attempt),
+            path: staging_path(&start.task_name(), start.attempt),
             limit_mb: start.limits.scratch_mb,
         });
         let folders = Arc::clone(folders);

@@ -167,14 +167,15 @@ async fn call(
 
 fn context(start: &Start) -> GuestContext {
     let given = &start.context;
+    let name = start.task_name();
     GuestContext {
         run_id: start.task.run.to_string(),
         flow_id: given.flow_id.clone(),
         step_id: given.step_id.clone(),
-        task_id: given.task_id.clone(),
+        task_id: name.clone(),
         attempt: start.attempt,
         max_attempts: given.max_attempts,
-        idempotency_key: given.idempotency_key.clone(),
+        idempotency_key: name,
         deadline_ms: given.deadline_ms,
         trace_parent: given.trace_parent.clone(),
     }

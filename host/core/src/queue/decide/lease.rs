@@ -1,6 +1,7 @@
 //! Handing out work: free slots take ready tasks in fair order.
 
-use alloc::vec::Vec;
+use alloc::{collections::BTreeMap, vec::Vec};
+use core::cell::RefCell;
 
 use crate::{
     code,
@@ -40,12 +41,14 @@ pub fn lease(
     most: usize,
     runnable: &dyn Fn(FlowNo, u16) -> Runnable,
 ) -> Step {
+    let known = RefCell::new(BTreeMap::new());
+    let runnable = |flow, step| known.borrow_mut().entry((flow, step)).or_insert_with(|| runnable(flow, step)).clone();
     let mut desk = Desk::new(state, world);
     desk.state.promote(world.now);
     reserve_for_solo(desk.state, slots);
     let mut taken = 0;
     while taken < most && slots.iter().any(|slot| slot.free > 0) {
-        let Some((tenant, choice)) = choose(desk.state, fair, slots, runnable) else { break };
+        let Some((tenant, choice)) = choose(desk.state, fair, slots, &runnable) else { break };
         match choice {
             Choice::Lease { rank, slot, solo } => {
                 let worker = slots[slot].worker;

@@ -137,9 +137,7 @@ fn start_message(step: u16, input: Body) -> Start {
         context: StartContext {
             flow_id: "f".into(),
             step_id: "s".into(),
-            task_id: task(step).name("s"),
             max_attempts: 5,
-            idempotency_key: "k".into(),
             deadline_ms: 0,
             trace_parent: None,
         },
