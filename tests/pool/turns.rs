@@ -1,6 +1,6 @@
 //! Nobody waits behind another's backlog: profiles and tenants take turns.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tm_core::api::RunState;
 
@@ -55,4 +55,17 @@ fn a_tenants_single_task_does_not_wait_behind_a_hundred_thousand_of_another() {
     assert!(stats.depth > 90_000, "the backlog was gone: {stats:?}");
     pool.signal(rustix::process::Signal::TERM);
     assert!(pool.wait().success());
+}
+
+#[test]
+fn a_start_is_ready_at_once_although_nothing_of_its_flows_is_ready() {
+    let home = Home::new();
+    home.flow("quick", "compute", &[]);
+    home.enqueue("quick.yaml", "{}", &["--delay", "1d"]);
+    let begun = Instant::now();
+    let mut pool = Supervisor::start(&home, &[]);
+    // The patience with workers that do not come is 30 s.
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
+    assert_eq!(pool.workers().len(), 1);
+    pool.stop();
 }

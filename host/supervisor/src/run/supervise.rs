@@ -258,6 +258,9 @@ impl<D: Disk> Loop<'_, D> {
         }
         let until = Instant::now() + READY_PATIENCE;
         let now = self.clock.now();
+        // The first turn tells of the flows in the log, without which nothing is known to warm up.
+        self.session.turn(now)?;
+        self.answer();
         self.session.house.warm_up(&self.session.turn.state, now);
         let wanted = usize::try_from(self.options.settings.workers.num).unwrap_or(usize::MAX);
         // One profile can have fewer workers than there are places: after the first, the others get a moment.
