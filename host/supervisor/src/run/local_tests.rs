@@ -22,14 +22,14 @@ use crate::{
     store::{
         blobs::BlobStore,
         disk::{MemDisk, Roots},
-        small_queue,
+        small_queue_tests,
     },
 };
 
 /// A queue with dead letters, on a real disk.
 fn made(home: &Path) -> Options {
     let roots = Roots::below(home);
-    for (path, bytes) in small_queue::files(&small_queue::make()) {
+    for (path, bytes) in small_queue_tests::files(&small_queue_tests::make()) {
         let to = home.join(path);
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         fs::write(to, bytes).unwrap();
@@ -98,7 +98,7 @@ fn a_dry_run_and_a_refused_change_read_alone() {
 
 #[test]
 fn a_disk_without_room_is_told_by_stats_and_show() {
-    let turn = small_queue::waiting();
+    let turn = small_queue_tests::waiting();
     let state = &turn.state;
     let blobs = StoredBlobs::new(BlobStore::reading(MemDisk::default()));
     let ask = |disk_full, request: &Request| {

@@ -26,6 +26,6 @@ mod recover_tests;
 #[cfg(test)]
 mod reliability_tests;
 #[cfg(test)]
-pub(crate) mod small_queue;
+pub(crate) mod small_queue_tests;
 #[cfg(test)]
 mod verify_tests;

@@ -11,7 +11,7 @@ use super::{
     disk::{Disk, How, MemDisk},
     recover::{self, Recovery},
     repair::repair,
-    small_queue::{copy, files, goes_on, make, put},
+    small_queue_tests::{copy, files, goes_on, make, put},
     verify::{Report, verify},
 };
 
