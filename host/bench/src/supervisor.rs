@@ -49,12 +49,12 @@ impl Home {
         Ok(fs::write(self.folder.join(format!("flows/{id}.yaml")), text)?)
     }
 
-    /// Sets what the workers' memory may come to at most.
+    /// Writes the configuration, where a row needs other than the defaults.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(crate) fn memory_max(&self, size: &str) -> Outcome<()> {
-        Ok(fs::write(self.folder.join("trace_config.toml"), format!("[workers]\nmemory_max = \"{size}\"\n"))?)
+    pub(crate) fn configure(&self, text: &str) -> Outcome<()> {
+        Ok(fs::write(self.folder.join("trace_config.toml"), text)?)
     }
 
     pub(crate) fn queue(&self) -> PathBuf {

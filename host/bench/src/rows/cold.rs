@@ -27,6 +27,8 @@ pub(super) fn run(site: &Site, report: &mut Report) -> Outcome<()> {
     let count = if site.quick { 100_000 } else { 1_000_000 };
     let home = Home::new(site, "cold")?;
     home.flow("totals", &["totals"], "")?;
+    // The load comes on top of the million, which is all that the default takes.
+    home.configure("[queue]\nhard_depth = 2000000\n")?;
     // A thousand first: what the million is held against.
     let mut supervisor = home.start(site.workers, site.concurrency)?;
     let empty = looks(supervisor.pid())?.resident_bytes;

@@ -91,12 +91,12 @@ fn at_once(home: &Home, supervisor: &Supervisor, work: &Work<'_>, count: usize) 
 
 const MANY: usize = 10_000;
 /// What 10,000 steps could take if each used all that it may: the bound by default lets fewer run at once.
-const ASLEEP_MEMORY: &str = "400GiB";
+const ASLEEP: &str = "[workers]\nmemory_max = \"400GiB\"\n";
 
 pub(super) fn many(site: &Site, report: &mut Report) -> Outcome<()> {
     let home = Home::new(site, "many")?;
     home.flow("many", &["totals", "totals", "nap", "totals", "totals"], "")?;
-    home.memory_max(ASLEEP_MEMORY)?;
+    home.configure(ASLEEP)?;
     let supervisor = home.start(4, 2500)?;
     // Once before, so that what is needed once is not counted.
     let nap = r#"{"order":"a","items":[],"sleep_ms":2000}"#;
@@ -113,7 +113,7 @@ pub(super) fn many(site: &Site, report: &mut Report) -> Outcome<()> {
 pub(super) fn asleep(site: &Site, report: &mut Report) -> Outcome<()> {
     let home = Home::new(site, "asleep")?;
     home.flow("asleep", &["nap"], "")?;
-    home.memory_max(ASLEEP_MEMORY)?;
+    home.configure(ASLEEP)?;
     let supervisor = home.start(4, 2500)?;
     let nap = if site.quick { r#"{"sleep_ms":5000}"# } else { r#"{"sleep_ms":20000}"# };
     let (took, own, workers) = at_once(&home, &supervisor, &Work::of("asleep", nap), MANY)?;
