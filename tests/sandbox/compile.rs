@@ -35,6 +35,73 @@ fn what_is_no_component_is_refused_in_plain_words() {
     }
 }
 
+/// The text of the good component with something of its contract changed everywhere.
+fn changed(from: &str, to: &str) -> Vec<u8> {
+    let text = include_str!("../guests/wat/echo.wat");
+    assert!(text.contains(from), "{from}");
+    wat::parse_str(text.replace(from, to)).expect("a component's text")
+}
+
+#[test]
+fn a_run_of_another_type_is_refused_with_what_is_there_and_what_was_expected() {
+    let unlike = [
+        (component("wrong-type"), "expected `…record { run-id: string, ", "found `…u32) -> u32`"),
+        (changed(r#"(field "attempt" u32)"#, r#"(field "attempt" s32)"#), "expected `…u32, max-", "found `…s32, max-"),
+        (changed(r#"(case "fatal" $"#, r#"(case "deadly" $"#), "expected `…fatal(record", "found `…deadly(record"),
+        (
+            changed(r#""retry-after-ms" (option u64)"#, r#""retry-after" (option u64)"#),
+            "`…retry-after-ms: ",
+            "`…retry-after: ",
+        ),
+    ];
+    for (bytes, expected, found) in unlike {
+        let compiled = compile_with(&bytes, |init| init.compile = false);
+        let (code, message) = compiled.failed.expect("a failure");
+        assert_eq!(code, code::COMPILE_FAILED);
+        assert!(compiled.inspection.is_none());
+        let words = "exports tracemind:flow/step@0.1.0, but its run has another type";
+        assert!([words, expected, found].iter().all(|part| message.contains(part)), "{message}");
+    }
+    let empty = r#"(component (instance $step) (export "tracemind:flow/step@0.1.0" (instance $step)))"#;
+    let compiled = compile_with(&wat::parse_str(empty).expect("a component"), |_| {});
+    let (code, message) = compiled.failed.expect("a failure");
+    assert_eq!(code, code::COMPILE_FAILED);
+    assert!(message.contains("without its function run"), "{message}");
+}
+
+#[test]
+fn a_type_that_doubles_on_every_level_is_refused_in_an_instant() {
+    use std::fmt::Write;
+    let mut types = String::from("(type $t0 (tuple u32 u32))\n");
+    for level in 1..60 {
+        let below = level - 1;
+        writeln!(types, "(type $t{level} (result $t{below} (error $t{below})))").expect("text");
+    }
+    let text = format!(
+        r#"(component {types}
+            (import "run" (func $run (param "a" $t20)))
+            (instance $step (export "run" (func $run)))
+            (export "tracemind:flow/step@0.1.0" (instance $step)))"#
+    );
+    let (compiled, took) = crate::harness::timed(|| compile_with(&wat::parse_str(text).expect("text"), |_| {}));
+    assert_eq!(compiled.failed.expect("a failure").0, code::COMPILE_FAILED);
+    assert!(took < std::time::Duration::from_secs(5), "{took:?}");
+}
+
+/// An artefact from before the inspection looked at types: it loads, and its first attempt is its last.
+#[test]
+fn a_type_that_only_shows_when_it_is_called_is_not_tried_again() {
+    let engine = tm_worker::sandbox::engine::compiler().expect("an engine");
+    let artefact = engine.precompile_component(&component("wrong-type")).expect("an artefact");
+    let mut worker = Worker::start(&Setup::default());
+    worker.load(1, &artefact);
+    let start = worker.start_of(1, "{}");
+    let report = worker.run(start);
+    let failed = crate::harness::failure(&report);
+    assert_eq!((failed.code.as_str(), failed.class), (code::COMPILE_FAILED, code::Class::Fatal), "{}", failed.message);
+    assert!(failed.message.contains("run has another type"), "{}", failed.message);
+}
+
 #[test]
 fn a_compile_over_its_processor_time_says_so() {
     let compiled = compile_with(&component("hostile"), |init| init.cpu_seconds_max = 0);

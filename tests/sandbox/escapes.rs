@@ -110,6 +110,77 @@ fn a_granted_file_is_read_and_nothing_around_it_is() {
     assert_eq!(house.answer(r#"{"do":"nothing"}"#), r#"{"ok":null}"#);
 }
 
+/// Puts a pipe, a socket and, where that is allowed, endless devices into a folder.
+fn put_special_files(folder: &Path) -> Vec<&'static str> {
+    use rustix::fs::{FileType, Mode, makedev, mkfifoat, mknodat};
+    let at = fs::File::open(folder).expect("a folder");
+    let mode = Mode::from_raw_mode(0o666);
+    mkfifoat(&at, "pipe", mode).expect("a pipe");
+    std::os::unix::net::UnixListener::bind(folder.join("socket")).expect("a socket");
+    symlink("pipe", folder.join("link")).expect("a link");
+    let mut names = vec!["pipe", "socket", "link"];
+    for (name, minor) in [("null", 3), ("zero", 5)] {
+        if mknodat(&at, name, FileType::CharacterDevice, mode, makedev(1, minor)).is_ok() {
+            names.push(name);
+        }
+    }
+    names
+}
+
+#[test]
+fn pipes_sockets_and_devices_in_a_granted_folder_are_refused_at_once() {
+    let mut house = House::open();
+    for folder in ["docs", "out"] {
+        for name in put_special_files(&house.path(folder)) {
+            for wish in ["read", "write", "list", "touch", "sparse", "write_at"] {
+                let more = match wish {
+                    "write" | "sparse" => r#","bytes":1"#,
+                    "write_at" => r#","offset":1"#,
+                    _ => "",
+                };
+                let (answer, took) = crate::harness::timed(|| {
+                    house.answer(&format!(r#"{{"do":"{wish}","path":"/{folder}/{name}"{more}}}"#))
+                });
+                assert!(answer.starts_with(r#"{"err":"#), "{wish} {folder}/{name}: {answer}");
+                assert!(took < std::time::Duration::from_secs(2), "{wish} {folder}/{name} took {took:?}");
+            }
+        }
+    }
+    // What opens nothing still works on them, and on what is a file.
+    assert!(house.answer(r#"{"do":"stat","path":"/out/pipe"}"#).contains(r#""file":false"#));
+    assert_eq!(house.answer(r#"{"do":"remove","path":"/out/pipe"}"#), r#"{"ok":null}"#);
+    assert_eq!(house.answer(r#"{"do":"write","path":"/out/file","bytes":3}"#), r#"{"ok":3}"#);
+    assert_eq!(house.answer(r#"{"do":"touch","path":"/out/file"}"#), r#"{"ok":null}"#);
+    assert_eq!(house.answer(r#"{"do":"read","path":"/out/file"}"#), r#"{"ok":"xxx"}"#);
+}
+
+#[test]
+fn a_pipe_that_is_put_in_a_files_place_again_and_again_holds_nobody_up() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let mut house = House::open();
+    let folder = house.path("out");
+    put_special_files(&folder);
+    fs::write(folder.join("file"), "text").expect("a file");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let change = |from: &str, to: &str| fs::rename(folder.join(from), folder.join(to)).expect("a rename");
+            while !stop.load(Ordering::Relaxed) {
+                change("file", "aside");
+                change("pipe", "file");
+                change("file", "pipe");
+                change("aside", "file");
+            }
+        });
+        for _ in 0..300 {
+            let start = house.start(r#"{"do":"read","path":"/out/file"}"#);
+            let report = house.worker.run(start);
+            assert!(matches!(report.outcome, Outcome::Succeeded { .. }), "{report:?}");
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
 #[test]
 fn a_read_only_folder_cannot_be_changed() {
     let mut house = House::open();

@@ -88,15 +88,19 @@ pub(crate) fn place(role: FolderRole, path: &Path) -> (Folder, PathBuf) {
 
 /// Starts the test program with its end of a fresh socket pair at descriptor 3.
 pub(crate) fn spawn(arguments: &[&str], stdout: bool) -> (Child, OwnedFd) {
-    use std::os::unix::process::CommandExt;
-    let flags = SocketFlags::CLOEXEC;
-    let (ours, theirs) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("a socket pair");
     let mut command = Command::new(env!("CARGO_BIN_EXE_tm-worker-test"));
     command.args(arguments);
     if stdout {
         command.stdout(std::process::Stdio::piped());
     }
+    attach(command)
+}
+
+pub(crate) fn attach(mut command: Command) -> (Child, OwnedFd) {
+    use std::os::unix::process::CommandExt;
+    let flags = SocketFlags::CLOEXEC;
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("a socket pair");
     let raw = theirs.as_raw_fd();
     // SAFETY: between fork and exec only dup2 or fcntl are called, which are async-signal-safe.
     unsafe {
@@ -111,6 +115,11 @@ pub(crate) fn spawn(arguments: &[&str], stdout: bool) -> (Child, OwnedFd) {
 impl Worker {
     pub(crate) fn start(setup: &Setup) -> Self {
         let (child, socket) = spawn(&["__worker", setup.walls], false);
+        Self::attached(child, socket, setup)
+    }
+
+    /// The worker that a started process becomes.
+    pub(crate) fn attached(child: Child, socket: OwnedFd, setup: &Setup) -> Self {
         packet::send_messages(socket.as_fd(), &[setup.init()], &setup.open_folders()).expect("Init is sent");
         let confinement = Confinement {
             landlock_abi: None,
@@ -161,9 +170,12 @@ impl Worker {
     pub(crate) fn load(&mut self, number: u32, native: &[u8]) {
         let artefact = packet::sealed("native", native).expect("a memfd");
         self.send(&[ToWorker::Load { component: number }], &[artefact]);
-        match self.next().0 {
-            FromWorker::Loaded { component } => assert_eq!(component, number),
-            other => panic!("not loaded: {other:?}"),
+        loop {
+            match self.next().0 {
+                FromWorker::Heartbeat { .. } => {}
+                FromWorker::Loaded { component } => return assert_eq!(component, number),
+                other => panic!("not loaded: {other:?}"),
+            }
         }
     }
 

@@ -5,4 +5,5 @@ mod escapes;
 mod harness;
 mod hostile;
 mod smoke;
+mod table;
 mod walls;

@@ -3,6 +3,7 @@
 pub mod artifacts;
 pub mod capture;
 pub mod compile;
+pub mod contract;
 pub mod ctx;
 pub mod engine;
 pub mod files;

@@ -94,6 +94,9 @@ enum Do {
     /// Writes one byte at `offset` of a file.
     #[cfg(feature = "capabilities")]
     WriteAt { path: String, offset: u64 },
+    /// Sets the times of what stands at a path.
+    #[cfg(feature = "capabilities")]
+    Touch { path: String },
     /// Makes `count` empty files in a folder.
     #[cfg(feature = "capabilities")]
     ManyFiles { path: String, count: u64 },

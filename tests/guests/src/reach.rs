@@ -28,6 +28,7 @@ pub(crate) fn act(wish: Do) -> Seen {
             File::create(path).and_then(|file| file.set_len(bytes)).map(|()| bytes.into()).map_err(say)
         }
         Do::WriteAt { path, offset } => write_at(&path, offset),
+        Do::Touch { path } => links::touch(&path).map(Value::from).map_err(say),
         Do::ManyFiles { path, count } => {
             for n in 0..count {
                 File::create(format!("{path}/{n}")).map_err(|why| format!("after {n} files: {why}"))?;
@@ -132,7 +133,11 @@ mod links {
     use std::ffi::{CString, c_char, c_int, c_void};
     use std::io::{Error, Result};
 
+    /// Of wasi-libc.
+    const AT_FDCWD: c_int = -2;
+
     unsafe extern "C" {
+        fn utimensat(at: c_int, path: *const c_char, times: *const c_void, flags: c_int) -> c_int;
         fn symlink(to: *const c_char, path: *const c_char) -> c_int;
         fn getentropy(buffer: *mut c_void, bytes: usize) -> c_int;
     }
@@ -141,6 +146,13 @@ mod links {
         let (to, path) = (CString::new(to)?, CString::new(path)?);
         // SAFETY: both are strings with a terminator that outlive the call.
         if unsafe { symlink(to.as_ptr(), path.as_ptr()) } == 0 { Ok(()) } else { Err(Error::last_os_error()) }
+    }
+
+    pub(crate) fn touch(path: &str) -> Result<()> {
+        let path = CString::new(path)?;
+        // SAFETY: a string with a terminator that outlives the call; no times mean now.
+        let code = unsafe { utimensat(AT_FDCWD, path.as_ptr(), std::ptr::null(), 0) };
+        if code == 0 { Ok(()) } else { Err(Error::last_os_error()) }
     }
 
     pub(crate) fn entropy(buffer: &mut [u8]) -> std::result::Result<(), String> {
@@ -158,6 +170,10 @@ mod links {
 
     pub(crate) fn symlink_at(to: &str, path: &str) -> Result<()> {
         std::os::unix::fs::symlink(to, path)
+    }
+
+    pub(crate) fn touch(path: &str) -> Result<()> {
+        std::fs::File::open(path)?.set_modified(std::time::SystemTime::now())
     }
 
     pub(crate) fn entropy(_buffer: &mut [u8]) -> std::result::Result<(), String> {

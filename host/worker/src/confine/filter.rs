@@ -123,7 +123,7 @@ pub(super) fn programs(role: Role) -> Result<Vec<BpfProgram>, BackendError> {
     rules.insert(libc::SYS_tgkill, vec![equal(0, u64::from(std::process::id()))?]);
     // Names of threads; reading of limits by the thread library; seals and flags of descriptors.
     rules.insert(libc::SYS_prctl, vec![equal(0, libc::PR_SET_NAME.cast_unsigned().into())?, equal(0, PR_SET_VMA)?]);
-    rules.insert(libc::SYS_prlimit64, vec![wide(2, 0)?]);
+    rules.insert(libc::SYS_prlimit64, vec![own_limits_read()?]);
     let fcntl = [
         libc::F_GETFD,
         libc::F_SETFD,
@@ -147,22 +147,21 @@ pub(super) fn programs(role: Role) -> Result<Vec<BpfProgram>, BackendError> {
 const PR_SET_VMA: u64 = 0x5356_4d41;
 
 fn equal(argument: u8, value: u64) -> Result<SeccompRule, BackendError> {
-    condition(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
+    condition(argument, SeccompCmpOp::Eq, value)
 }
 
-fn wide(argument: u8, value: u64) -> Result<SeccompRule, BackendError> {
-    condition(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, value)
+/// No process but this one, and no new value.
+fn own_limits_read() -> Result<SeccompRule, BackendError> {
+    SeccompRule::new(vec![
+        SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, 0)?,
+        SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?,
+    ])
 }
 
 fn masked(argument: u8, mask: u64, value: u64) -> Result<SeccompRule, BackendError> {
-    condition(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask), value)
+    condition(argument, SeccompCmpOp::MaskedEq(mask), value)
 }
 
-fn condition(
-    argument: u8,
-    length: SeccompCmpArgLen,
-    operator: SeccompCmpOp,
-    value: u64,
-) -> Result<SeccompRule, BackendError> {
-    SeccompRule::new(vec![SeccompCondition::new(argument, length, operator, value)?])
+fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
+    SeccompRule::new(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?])
 }

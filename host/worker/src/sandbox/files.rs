@@ -6,6 +6,7 @@
 //! unless a handle or another name still holds it. Renames and links never cross from one folder's budget to another's.
 
 mod host;
+mod open;
 
 use std::{
     collections::HashMap,

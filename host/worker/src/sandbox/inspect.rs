@@ -12,6 +12,8 @@ use wasmparser::{
     types::Types,
 };
 
+use super::contract;
+
 /// The bytes are no component that can be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
@@ -23,6 +25,8 @@ pub enum InspectError {
     CoreModule,
     #[error("the component is damaged or cut off: {0}")]
     Damaged(#[from] wasmparser::BinaryReaderError),
+    #[error("the component is no step that this host can call: it {0}")]
+    OtherStep(String),
 }
 
 impl InspectError {
@@ -50,6 +54,7 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection, InspectError> {
         walk.take(payload?)?;
     }
     walk.imports.retain(|name| gives_something(&types, name));
+    contract::check(&types, walk.exports.iter().map(String::as_str)).map_err(InspectError::OtherStep)?;
     Ok(Inspection { digest: Digest::of(bytes), imports: walk.imports, exports: walk.exports, required: walk.required })
 }
 

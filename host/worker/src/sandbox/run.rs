@@ -130,6 +130,9 @@ async fn finish(
     let answer = match ended {
         Ok(answer) => answer,
         Err(Stop::Tripped(tripped)) => return Err(verdict::host(tripped.code(), &tripped.to_string())),
+        Err(Stop::Mismatch(error)) => {
+            return Err(verdict::host(code::COMPILE_FAILED, &format!("the step's run has another type: {error:#}")));
+        }
         Err(Stop::Guest { error, place }) => return Err(verdict::of_error(&error, store.data(), limits, place)),
     };
     if let Some(tripped) = store.data().tripped {
@@ -144,7 +147,12 @@ async fn finish(
 /// Why no answer came.
 enum Stop {
     Tripped(Tripped),
-    Guest { error: wasmtime::Error, place: &'static str },
+    /// What the component exports cannot be called as a step; its inspection should have told.
+    Mismatch(wasmtime::Error),
+    Guest {
+        error: wasmtime::Error,
+        place: &'static str,
+    },
 }
 
 fn killed(signals: &Signals) -> impl Future<Output = ()> {
@@ -160,7 +168,8 @@ async fn call(
     let starting = |error| Stop::Guest { error, place: verdict::STARTING };
     let running = |error| Stop::Guest { error, place: verdict::RUNNING };
     let instance = entry.pre.instantiate_async(&mut *store).await.map_err(starting)?;
-    let run = instance.get_typed_func::<(GuestContext, &str), Answer>(&mut *store, entry.run).map_err(starting)?;
+    let run =
+        instance.get_typed_func::<(GuestContext, &str), Answer>(&mut *store, entry.run).map_err(Stop::Mismatch)?;
     let (answer,) = run.call_async(&mut *store, (context(start), input)).await.map_err(running)?;
     Ok(answer)
 }

@@ -18,7 +18,7 @@ use wasmtime_wasi::{
     },
 };
 
-use super::{Budget, CountedStream, Files, Found};
+use super::{Budget, CountedStream, Files, Found, open::open};
 
 /// The host of `wasi:filesystem`: wasmtime's own, behind the counters.
 pub struct CountedFiles<'a> {
@@ -53,6 +53,22 @@ impl CountedFiles<'_> {
     /// Whether names can be made below this folder at all; where not, wasmtime's own refusal is the answer.
     fn may_make(&self, fd: &Resource<Descriptor>) -> bool {
         matches!(self.view.table.get(fd), Ok(Descriptor::Dir(dir)) if !dir.perms.write_not_permitted())
+    }
+
+    /// Not wasmtime's own, which would wait for the other end of a pipe.
+    fn open(
+        &mut self,
+        fd: &Resource<Descriptor>,
+        path_flags: PathFlags,
+        path: &str,
+        open_flags: OpenFlags,
+        flags: DescriptorFlags,
+    ) -> FsResult<Resource<Descriptor>> {
+        let opened = match self.view.table.get(fd)? {
+            Descriptor::Dir(dir) => open(dir, path_flags, path, open_flags, flags)?,
+            Descriptor::File(_) => return Err(ErrorCode::NotDirectory.into()),
+        };
+        Ok(self.view.table.push(opened)?)
     }
 
     fn same_budget(&self, one: &Resource<Descriptor>, other: &Resource<Descriptor>) -> FsResult<Arc<Budget>> {
@@ -134,7 +150,7 @@ impl HostDescriptor for CountedFiles<'_> {
         if makes {
             budget.name_made()?;
         }
-        let opened = self.view.open_at(borrowed(), path_flags, path, open_flags, flags).await;
+        let opened = self.open(&fd, path_flags, &path, open_flags, flags);
         if opened.is_err() && makes {
             budget.name_removed();
         }
@@ -264,7 +280,14 @@ impl HostDescriptor for CountedFiles<'_> {
         access: NewTimestamp,
         modification: NewTimestamp,
     ) -> FsResult<()> {
-        self.view.set_times_at(fd, path_flags, path, access, modification).await
+        if !path_flags.contains(PathFlags::SYMLINK_FOLLOW) || !self.may_make(&fd) {
+            return self.view.set_times_at(fd, path_flags, path, access, modification).await;
+        }
+        // Wasmtime opens the path for it.
+        let opened = self.open(&fd, path_flags, &path, OpenFlags::empty(), DescriptorFlags::READ)?;
+        let set = self.view.set_times(Resource::new_borrow(opened.rep()), access, modification).await;
+        self.view.table.delete(opened)?;
+        set
     }
 
     async fn read(&mut self, fd: Resource<Descriptor>, len: Filesize, offset: Filesize) -> FsResult<(Vec<u8>, bool)> {
