@@ -70,7 +70,7 @@ pub(crate) fn sync_us(site: &Site) -> Outcome<f64> {
 /// # Errors
 /// When the worker fails.
 pub(crate) fn drive(site: &Site, walls: Option<&str>, refused: bool) -> Outcome<Figures> {
-    let span = site.span().as_millis().to_string();
+    let span = (site.span() / 2).as_millis().to_string();
     let program = if walls.is_some() { &site.floor } else { &site.tm }.display().to_string();
     let mut arguments = vec!["drive", "--program", &program, "--duration-ms", &span];
     arguments.extend(walls.iter().flat_map(|walls| ["--walls", walls]));

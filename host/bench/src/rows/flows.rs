@@ -110,7 +110,27 @@ pub(super) fn many(site: &Site, report: &mut Report) -> Outcome<()> {
     Ok(())
 }
 
+/// Whether so many steps are let into the pool at once: the figure of row 13 means nothing when they sleep in turn.
+fn admitted(site: &Site) -> Outcome<()> {
+    let home = Home::new(site, "admitted")?;
+    home.flow("asleep", &["nap"], "")?;
+    home.configure(ASLEEP)?;
+    let mut supervisor = home.start(4, 2500)?;
+    client::enqueue(&home.queue(), &Work::of("asleep", r#"{"sleep_ms":60000}"#), MANY)?;
+    let (begun, mut inflight) = (Instant::now(), 0);
+    while inflight < MANY as u64 && begun.elapsed() < Duration::from_secs(5) {
+        thread::sleep(Duration::from_millis(100));
+        inflight = supervisor.stats()?.inflight;
+    }
+    if inflight < MANY as u64 {
+        let why = "workers.memory_max counts what each may take";
+        return Err(format!("only {inflight} of {MANY} sleeping steps are let in at once ({why})").into());
+    }
+    Ok(())
+}
+
 pub(super) fn asleep(site: &Site, report: &mut Report) -> Outcome<()> {
+    admitted(site)?;
     let home = Home::new(site, "asleep")?;
     home.flow("asleep", &["nap"], "")?;
     home.configure(ASLEEP)?;
