@@ -39,7 +39,7 @@ impl House {
             place(FolderRole::Results, &at("results")),
             place(FolderRole::Scratch, &at("scratch")),
         ];
-        let mut worker = Worker::start(&Setup { folders, ..Setup::default() });
+        let mut worker = Worker::start(&Setup { folders, concurrency: 1, memory_max_mb: 32, ..Setup::default() });
         worker.load(1, &native("hostile"));
         Self { root, worker }
     }
@@ -63,13 +63,22 @@ impl House {
             ],
             ..StartGrants::default()
         };
-        start.limits = Limits { scratch_mb: 1, artifacts_mb: 1, timeout_ms: 10_000, ..Limits::DEFAULT };
+        start.limits = Limits { scratch_mb: 1, artifacts_mb: 1, timeout_ms: 10_000, memory_mb: 32, ..Limits::DEFAULT };
         start
     }
 
     fn run(&mut self, input: &str) -> Report {
         let start = self.start(input);
-        self.worker.run(start)
+        let report = self.worker.run(start);
+        self.worker.stays_in_bounds();
+        report
+    }
+
+    /// The step is ended with this code, and the same worker runs the next good task.
+    fn ends(&mut self, input: &str, expected: &str) {
+        let report = self.run(input);
+        assert_eq!(failure(&report).code, expected, "{input}: {}", failure(&report).message);
+        assert_eq!(self.answer(r#"{"do":"nothing"}"#), r#"{"ok":null}"#);
     }
 
     fn answer(&mut self, input: &str) -> String {
@@ -235,11 +244,11 @@ fn a_folder_takes_no_more_than_its_budget_however_it_is_filled() {
         (format!(r#"{{"do":"scratch","bytes":{mib}}}"#), true),
         (format!(r#"{{"do":"scratch","bytes":{}}}"#, mib + 1), false),
     ] {
-        let report = house.run(&wish);
         if fits {
-            assert!(output(&report).starts_with(r#"{"ok":"#), "{wish}: {}", output(&report));
+            let answer = house.answer(&wish);
+            assert!(answer.starts_with(r#"{"ok":"#), "{wish}: {answer}");
         } else {
-            assert_eq!(failure(&report).code, code::SCRATCH_EXCEEDED, "{wish}");
+            house.ends(&wish, code::SCRATCH_EXCEEDED);
         }
     }
     for entry in fs::read_dir(house.path("out")).expect("a folder").flatten() {
@@ -302,12 +311,16 @@ fn an_artefact_that_is_not_finished_does_not_exist() {
 #[test]
 fn artefacts_have_limits_of_their_own() {
     let mut house = House::open();
-    let empty = house.run(r#"{"do":"artifact","name":"a","bytes":0}"#);
-    assert_eq!(failure(&empty).code, code::ARTIFACT_EMPTY);
-    let fits = house.run(r#"{"do":"artifact","name":"a","bytes":1048576}"#);
-    assert!(output(&fits).starts_with(r#"{"ok":"#));
-    let large = house.run(r#"{"do":"artifact","name":"a","bytes":1048577}"#);
-    assert_eq!(failure(&large).code, code::ARTIFACTS_EXCEEDED);
+    house.ends(r#"{"do":"artifact","name":"a","bytes":0}"#, code::ARTIFACT_EMPTY);
+    let fits = house.answer(r#"{"do":"artifact","name":"a","bytes":1048576}"#);
+    assert!(fits.starts_with(r#"{"ok":"#), "{fits}");
+    house.ends(r#"{"do":"artifact","name":"a","bytes":1048577}"#, code::ARTIFACTS_EXCEEDED);
+    for attempt in fs::read_dir(house.path("staging")).expect("a folder").flatten() {
+        for name in names_in(&attempt.path()) {
+            let stands = fs::metadata(attempt.path().join(&name)).expect("a file");
+            assert!(stands.is_dir() || stands.len() <= 1 << 20, "{name}: {}", stands.len());
+        }
+    }
     for name in ["../a", "/a", "a/../../b", "", ".tm-manifest.json"] {
         house.refused(&format!(r#"{{"do":"artifact","name":"{name}","bytes":1}}"#));
     }

@@ -23,7 +23,7 @@ use tm_core::{
 use tm_worker::packet::{self, Receiver};
 
 /// What a worker holds beside its guests: program, engine, code of loaded components.
-pub(crate) const BASE_BYTES: u64 = 64 << 20;
+const BASE_BYTES: u64 = 64 << 20;
 
 /// A worker process and the supervisor's end of its socket.
 pub(crate) struct Worker {
@@ -217,8 +217,15 @@ impl Worker {
         }
     }
 
+    /// The process is the one that was started, and never held more than the bound that it printed, beside its program.
+    pub(crate) fn stays_in_bounds(&mut self) {
+        assert!(self.child.try_wait().expect("a child").is_none(), "the worker died");
+        let (peak, bound) = (self.peak_resident_bytes(), self.confinement.memory_bound_bytes + BASE_BYTES);
+        assert!(peak <= bound, "resident {peak}, bound {bound}");
+    }
+
     /// The largest resident set that this process ever had.
-    pub(crate) fn peak_resident_bytes(&self) -> u64 {
+    fn peak_resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("status");
         let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("VmHWM");
         let kib: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number");
