@@ -1,5 +1,6 @@
 //! Clients: enqueues with and without keys, over several tenants and flows, and an operator who cancels, requeues,
-//! purges, forgets keys and registers new versions. Every answer is held against the ledger.
+//! purges, forgets keys and registers new versions. Some are slow: they hang up before the answer and ask again, or read
+//! it when their supervisor is long gone. Every answer is held against the ledger.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,13 +14,25 @@ use tm_core::{
 
 use crate::{
     coverage::Coverage,
+    faults::{Fault, Without},
     flows::{self, FLOWS, TENANTS},
     ledger::Ledger,
     random::Random,
 };
 
+#[derive(Clone)]
+struct Enqueue {
+    tenant: &'static str,
+    flow: &'static str,
+    key: Option<String>,
+    input: String,
+    request: Box<EnqueueRequest>,
+    /// The run of an answer that was never read.
+    lost: Option<RunId>,
+}
+
 enum Asked {
-    Enqueue { tenant: &'static str, flow: &'static str, key: Option<String>, input: String },
+    Enqueue(Enqueue),
     Other,
     Requeue,
 }
@@ -32,6 +45,10 @@ pub(crate) struct Clients {
     pub(crate) acknowledged: BTreeMap<RunId, String>,
     inputs: BTreeMap<RunId, String>,
     version: u64,
+    /// Enqueues whose answers were not read, to be asked again.
+    again: Vec<Enqueue>,
+    /// Answers that are read in a later turn.
+    unread: Vec<(u64, Enqueue, RunId)>,
 }
 
 impl Clients {
@@ -66,7 +83,7 @@ impl Clients {
         let request = EnqueueRequest {
             tenant: tenant.into(),
             flow: flow.into(),
-            input: json.clone(),
+            input: json,
             idempotency_key: key.clone(),
             headers: None,
             trace: None,
@@ -75,13 +92,32 @@ impl Clients {
             priority: random.chance(30).then(|| u8::try_from(random.below(10)).unwrap_or(5)),
             env: Vec::new(),
         };
-        let ticket = self.ticket(Asked::Enqueue { tenant, flow, key, input });
-        inputs.push_back(Input::Enqueue { ticket, request: Box::new(request), input: Payload::Inline(json) });
+        self.ask(Enqueue { tenant, flow, key, input, request: Box::new(request), lost: None }, inputs);
+    }
+
+    fn ask(&mut self, enqueue: Enqueue, inputs: &mut VecDeque<Input>) {
+        let (request, input) = (enqueue.request.clone(), Payload::Inline(enqueue.request.input.clone()));
+        let ticket = self.ticket(Asked::Enqueue(enqueue));
+        inputs.push_back(Input::Enqueue { ticket, request, input });
+    }
+
+    /// Who hung up asks again.
+    pub(crate) fn ask_again(&mut self, inputs: &mut VecDeque<Input>) {
+        for enqueue in std::mem::take(&mut self.again) {
+            self.ask(enqueue, inputs);
+        }
+    }
+
+    pub(crate) fn redeploy(&mut self, random: &mut Random, inputs: &mut VecDeque<Input>) {
+        self.version += 1;
+        let tenant = random.pick(&TENANTS).copied().unwrap_or("anton");
+        let flow = random.pick(&FLOWS).copied().unwrap_or("single");
+        self.register(tenant, flow, inputs);
     }
 
     pub(crate) fn operate(&mut self, random: &mut Random, ledger: &Ledger, inputs: &mut VecDeque<Input>) {
         let action = |pattern: String| DlqAction { pattern, ..DlqAction::default() };
-        match random.below(100) {
+        match random.below(90) {
             0..20 => {
                 let last = self.acknowledged.keys().rev().nth(random.place(40)).map(ToString::to_string);
                 let ticket = self.ticket(Asked::Other);
@@ -103,20 +139,62 @@ impl Clients {
                 let ticket = self.ticket(Asked::Other);
                 inputs.push_back(Input::Purge { ticket, action: action(entry) });
             }
-            80..90 => {
+            _ => {
                 let tenant = random.pick(&TENANTS).copied().unwrap_or("anton");
                 let flow = random.pick(&FLOWS).copied().unwrap_or("single");
                 let key = format!("k{}", random.below(12));
                 let ticket = self.ticket(Asked::Other);
                 inputs.push_back(Input::ForgetKey { ticket, tenant: tenant.into(), flow: flow.into(), key });
             }
-            _ => {
-                self.version += 1;
-                let tenant = random.pick(&TENANTS).copied().unwrap_or("anton");
-                let flow = random.pick(&FLOWS).copied().unwrap_or("single");
-                self.register(tenant, flow, inputs);
+        }
+    }
+
+    /// Lets a client be slow with an answer; gives it back when it reads it now.
+    pub(crate) fn is_slow(
+        &mut self,
+        random: &mut Random,
+        (ticket, reply): (Ticket, &Reply),
+        (turn, without): (u64, Without),
+        coverage: &mut Coverage,
+    ) -> bool {
+        let chance = random.below(100);
+        let Reply::Enqueued { run } = *reply else { return false };
+        if without.has(Fault::SlowClient) || chance >= 6 {
+            return false;
+        }
+        let Some(Asked::Enqueue(enqueue)) = self.asked.remove(&ticket) else { return false };
+        if chance < 3 {
+            coverage.fault("slow client", "reads the answer late");
+            self.unread.push((turn + 1 + random.below(40), enqueue, run));
+        } else {
+            coverage.fault("slow client", "hangs up before the answer");
+            // Without a key nobody could tell the second run from the first.
+            if enqueue.key.is_some() {
+                self.again.push(Enqueue { lost: Some(run), ..enqueue });
             }
         }
+        true
+    }
+
+    /// The answers that are read in this turn, at whichever supervisor.
+    pub(crate) fn read_late(&mut self, turn: u64, ledger: &Ledger, coverage: &mut Coverage) {
+        let (due, rest) = std::mem::take(&mut self.unread).into_iter().partition(|(at, ..)| *at <= turn);
+        self.unread = rest;
+        let due: Vec<(u64, Enqueue, RunId)> = due;
+        for (_, enqueue, run) in due {
+            self.acknowledged(run, &enqueue, ledger);
+            coverage.see("slow client", "the run is there");
+        }
+    }
+
+    fn acknowledged(&mut self, run: RunId, enqueue: &Enqueue, ledger: &Ledger) {
+        let found = ledger.runs.get(&run);
+        let found = found.unwrap_or_else(|| panic!("run {run} is acknowledged and not in the log (I1)"));
+        assert_eq!(ledger.tenant_of(run), Some((enqueue.tenant, enqueue.flow)));
+        assert!(found.key == enqueue.key || found.key.is_none(), "run {run} lost its key");
+        let before = self.acknowledged.insert(run, enqueue.flow.into());
+        assert!(before.is_none(), "run {run} is acknowledged twice");
+        self.inputs.insert(run, enqueue.input.clone());
     }
 
     /// Holds an answer against what is durable.
@@ -130,18 +208,11 @@ impl Clients {
     ) {
         let Some(asked) = self.asked.remove(&ticket) else { panic!("request {ticket:?} is answered twice") };
         match (asked, reply) {
-            (Asked::Enqueue { tenant, flow, key, input }, Reply::Enqueued { run }) => {
-                let found = ledger
-                    .runs
-                    .get(&run)
-                    .unwrap_or_else(|| panic!("run {run} is acknowledged and not in the log (I1)"));
-                assert_eq!(ledger.tenant_of(run), Some((tenant, flow)));
-                assert!(found.key == key || found.key.is_none(), "run {run} lost its key");
-                assert!(self.acknowledged.insert(run, flow.into()).is_none(), "run {run} is acknowledged twice");
-                self.inputs.insert(run, input);
+            (Asked::Enqueue(enqueue), Reply::Enqueued { run }) => {
+                self.acknowledged(run, &enqueue, ledger);
                 coverage.see("enqueue", "new");
             }
-            (Asked::Enqueue { tenant, flow, input, .. }, Reply::Duplicate { run, .. }) => {
+            (Asked::Enqueue(Enqueue { tenant, flow, input, lost, .. }), Reply::Duplicate { run, .. }) => {
                 assert_eq!(
                     ledger.tenant_of(run),
                     Some((tenant, flow)),
@@ -153,8 +224,11 @@ impl Clients {
                     "a key answers although the input is another one (I6)"
                 );
                 coverage.see("enqueue", "duplicate");
+                if lost == Some(run) {
+                    coverage.see("slow client", "asks again and gets the same run");
+                }
             }
-            (Asked::Enqueue { tenant, flow, key, .. }, Reply::Error(error)) => match error.kind {
+            (Asked::Enqueue(Enqueue { tenant, flow, key, .. }), Reply::Error(error)) => match error.kind {
                 ErrorKind::Invalid => coverage.see("enqueue", "unknown flow"),
                 ErrorKind::Busy if error.message.contains("disk") => {
                     coverage.see("full disk means", "an enqueue is refused")
@@ -172,7 +246,7 @@ impl Clients {
                 }
                 _ => panic!("an enqueue is refused: {error:?}"),
             },
-            (Asked::Enqueue { .. }, other) => panic!("an enqueue is answered with {other:?}"),
+            (Asked::Enqueue(_), other) => panic!("an enqueue is answered with {other:?}"),
             (Asked::Requeue, Reply::DlqDone(outcomes)) => {
                 for outcome in outcomes {
                     if outcome.outcome == "skipped" {

@@ -1,8 +1,10 @@
-//! The bytes of a simulated file: data, then newlines that are only counted (the log reserves many).
+//! The bytes of a simulated file: data, then newlines that are only counted (the log reserves many). Copied on write.
+
+use std::sync::Arc;
 
 #[derive(Clone, Default)]
 pub(crate) struct Content {
-    data: Vec<u8>,
+    data: Arc<Vec<u8>>,
     newlines: u64,
 }
 
@@ -13,6 +15,11 @@ fn place(bytes: u64) -> usize {
 impl Content {
     pub(crate) fn len(&self) -> u64 {
         self.data.len() as u64 + self.newlines
+    }
+
+    /// What is more than reserved room.
+    pub(crate) fn data(&self) -> &[u8] {
+        &self.data
     }
 
     pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> usize {
@@ -28,7 +35,7 @@ impl Content {
         let (data_len, end) = (self.data.len() as u64, offset + len);
         if offset < data_len {
             let until = place(end.min(data_len));
-            self.data[place(offset)..until].fill(b'\n');
+            Arc::make_mut(&mut self.data)[place(offset)..until].fill(b'\n');
         }
         self.newlines = self.newlines.max(end.saturating_sub(data_len));
     }
@@ -36,20 +43,21 @@ impl Content {
     pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) {
         let before = self.len();
         let (from, to) = (place(offset), place(offset) + bytes.len());
-        if self.data.len() < to {
+        let data = Arc::make_mut(&mut self.data);
+        if data.len() < to {
             let newlines = from.min(place(before));
-            self.data.resize(newlines.max(self.data.len()), b'\n');
+            data.resize(newlines.max(data.len()), b'\n');
             // A hole, when earlier bytes never reached the disk.
-            self.data.resize(to.max(self.data.len()), 0);
+            data.resize(to.max(data.len()), 0);
         }
-        self.data[from..to].copy_from_slice(bytes);
+        data[from..to].copy_from_slice(bytes);
         self.newlines = before.max(self.data.len() as u64) - self.data.len() as u64;
     }
 
     pub(crate) fn cut(&mut self, bytes: u64) {
         let data_len = self.data.len() as u64;
         if bytes <= data_len {
-            self.data.truncate(place(bytes));
+            Arc::make_mut(&mut self.data).truncate(place(bytes));
             self.newlines = 0;
         } else {
             self.newlines = bytes - data_len;

@@ -6,15 +6,19 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Coverage {
     counts: BTreeMap<(&'static str, &'static str), u64>,
+    kinds: BTreeMap<&'static str, u64>,
     pub(crate) turns: u64,
     pub(crate) faults: u64,
     pub(crate) runs: u64,
     pub(crate) frames: u64,
+    pub(crate) crash_points: u64,
+    pub(crate) seeds: u64,
 }
 
 impl Coverage {
     pub(crate) fn fault(&mut self, fault: &'static str, phase: &'static str) {
         self.faults += 1;
+        *self.kinds.entry(fault).or_default() += 1;
         self.see(fault, phase);
     }
 
@@ -26,10 +30,20 @@ impl Coverage {
         for (key, count) in &other.counts {
             *self.counts.entry(*key).or_default() += count;
         }
+        for (kind, count) in &other.kinds {
+            *self.kinds.entry(kind).or_default() += count;
+        }
         self.turns += other.turns;
         self.faults += other.faults;
         self.runs += other.runs;
         self.frames += other.frames;
+        self.crash_points += other.crash_points;
+        self.seeds += other.seeds;
+    }
+
+    /// One line: the faults by kind.
+    pub(crate) fn kinds(&self) -> String {
+        self.kinds.iter().map(|(kind, count)| format!("{kind} {count}")).collect::<Vec<_>>().join(", ")
     }
 
     /// The listed combinations that never happened.
@@ -64,6 +78,8 @@ const STOPS: &[&str] = &[
     "beginning a segment",
     "giving back room",
     "writing a derived file",
+    "filing a dead letter",
+    "archiving a dead letter",
     "removing a segment",
     "after sync, before effects",
     "between effects",
@@ -75,7 +91,31 @@ const REQUIRED: &[(&str, &[&str])] = &[
     ("process killed", STOPS),
     ("torn write", &["writing a commit", "reserving room"]),
     ("unsynced bytes lost", &["writing a commit", "syncing a commit", "reserving room", "during recovery"]),
-    ("directory entry lost", &["beginning a segment"]),
+    ("directory entry lost", &["a file made", "a file renamed", "a file removed"]),
+    ("slow sync", &["syncing a commit", "syncing reserved room", "filing a dead letter"]),
+    ("failed read", &["of a segment", "of another file"]),
+    (
+        "bit rot",
+        &[
+            "in a segment",
+            "in an index",
+            "in a pending dead letter",
+            "in an archived dead letter",
+            "in another derived file",
+        ],
+    ),
+    ("bit rot means", &["the record is named", "the newest record is cut off", "the queue goes on and drains"]),
+    ("second supervisor", &["while one runs", "both start at once"]),
+    (
+        "slow client",
+        &[
+            "hangs up before the answer",
+            "reads the answer late",
+            "asks again and gets the same run",
+            "the run is there",
+        ],
+    ),
+    ("crash point", &["writing a commit", "syncing a commit", "reserving room", "during recovery"]),
     ("failed sync", &["syncing a commit", "syncing reserved room", "beginning a segment", "during recovery"]),
     ("full disk", &["before a turn", "reserving room", "beginning a segment"]),
     ("full disk means", &["an enqueue is refused", "nothing is leased", "an attempt ends all the same"]),

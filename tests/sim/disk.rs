@@ -1,12 +1,8 @@
-//! A disk that keeps what was written apart from what is durable, and breaks when told.
-//!
-//! A file has its cached content and its durable content with the changes between the two, in order. A sync moves them
-//! over; a power loss keeps a prefix of them, the last one possibly torn. Names are the same one level up: a new name is
-//! durable after its folder is synced; a rename is durable at once. After a failed sync the changes count as clean:
-//! later syncs never write them (as Linux does).
+//! A disk that breaks when told: what it holds is `storage`, here are its verbs, the faults that strike them, and the
+//! crash points that are taken of it. After a failed sync the changes count as clean: later syncs never write them (as
+//! Linux does).
 
 use std::{
-    collections::BTreeMap,
     io,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -14,110 +10,54 @@ use std::{
 
 use tm_supervisor::store::disk::{Disk, DiskError, Entry, How, Kind};
 
-use crate::{content::Content, random::Random};
+use crate::{
+    phases::{Break, Phase},
+    random::Random,
+    storage::{Change, Lost, Storage, folder_of},
+};
 
 const FULL: i32 = 28;
 const BROKEN: i32 = 5;
 
-/// What the disk is being asked to do, as the coverage table names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    Reserve,
-    ReserveSync,
-    Commit,
-    CommitSync,
-    Begin,
-    GiveBack,
-    Derive,
-    Remove,
-    Recovery,
+/// The disk as it would be found if everything stopped right after one of its operations.
+pub(crate) struct CrashPoint {
+    pub(crate) storage: Storage,
+    pub(crate) what: Break,
+    pub(crate) phase: Phase,
+    /// Of [`Inner::written`]: effects of these bytes were let out before.
+    pub(crate) promised_bytes: usize,
+    /// Number of the operation, from the beginning of the history.
+    pub(crate) operation: u64,
 }
 
-impl Phase {
-    pub(crate) const ALL: [Self; 9] = [
-        Self::Reserve,
-        Self::ReserveSync,
-        Self::Commit,
-        Self::CommitSync,
-        Self::Begin,
-        Self::GiveBack,
-        Self::Derive,
-        Self::Remove,
-        Self::Recovery,
-    ];
-
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Reserve => "reserving room",
-            Self::ReserveSync => "syncing reserved room",
-            Self::Commit => "writing a commit",
-            Self::CommitSync => "syncing a commit",
-            Self::Begin => "beginning a segment",
-            Self::GiveBack => "giving back room",
-            Self::Derive => "writing a derived file",
-            Self::Remove => "removing a segment",
-            Self::Recovery => "during recovery",
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Break {
-    /// The machine stops: what is not durable is gone, but for a prefix.
-    PowerLoss,
-    /// The process stops: what was written stays.
-    Kill,
-    /// The next sync of the phase fails; the process stops by itself.
-    FailedSync,
-}
-
-impl Break {
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::PowerLoss => "power loss",
-            Self::Kill => "process killed",
-            Self::FailedSync => "failed sync",
-        }
-    }
-}
-
-#[derive(Clone)]
-enum Change {
-    Write { offset: u64, bytes: Vec<u8> },
-    Fill { offset: u64, len: u64 },
-    Cut(u64),
-}
-
-#[derive(Default)]
-struct Stored {
-    cache: Content,
-    durable: Content,
-    changes: Vec<Change>,
-    committed: bool,
-    begun: bool,
-}
-
-enum Naming {
-    Create(String, usize),
-    Unlink(String),
+/// Which operations are crash points.
+struct Points {
+    /// Every so many-th; 0 for none.
+    every: u64,
+    operations: u64,
+    random: Random,
+    taken: Vec<CrashPoint>,
 }
 
 pub(crate) struct Inner {
-    files: Vec<Stored>,
-    names: BTreeMap<String, usize>,
-    durable_names: BTreeMap<String, usize>,
-    namings: Vec<Naming>,
-    folders: std::collections::BTreeSet<String>,
+    pub(crate) storage: Storage,
     random: Random,
     plan: Option<(Break, Phase, u64)>,
+    /// How many syncs from now one is slow, and how long it takes.
+    pub(crate) slow_sync: Option<(u64, u64)>,
+    /// How long syncs took since the last look.
+    pub(crate) slept_ms: u64,
     /// What broke, until the restart.
     pub(crate) broken: Option<(Break, Phase)>,
+    /// A read failed since the last look; the disk goes on.
+    pub(crate) read_failed: bool,
     pub(crate) recovering: bool,
-    used: u64,
     pub(crate) quota: u64,
     /// Commits since the last look, whole lines or torn.
     pub(crate) written: Vec<u8>,
-    pub(crate) seen: Vec<(&'static str, Phase)>,
+    pub(crate) promised_bytes: usize,
+    pub(crate) seen: Vec<(&'static str, &'static str)>,
+    points: Points,
 }
 
 #[derive(Clone)]
@@ -133,21 +73,33 @@ fn error(path: &str, errno: i32) -> DiskError {
 }
 
 impl SimDisk {
-    pub(crate) fn new(random: Random) -> Self {
+    pub(crate) fn new(mut random: Random, points_every: u64) -> Self {
+        let points =
+            Points { every: points_every, operations: 0, random: Random::new(random.next()), taken: Vec::new() };
+        Self::of(Storage::default(), random, points)
+    }
+
+    /// A healthy disk that holds this.
+    pub(crate) fn holding(storage: Storage) -> Self {
+        let points = Points { every: 0, operations: 0, random: Random::new(0), taken: Vec::new() };
+        Self::of(storage, Random::new(0), points)
+    }
+
+    fn of(storage: Storage, random: Random, points: Points) -> Self {
         Self(Arc::new(Mutex::new(Inner {
-            files: Vec::new(),
-            names: BTreeMap::new(),
-            durable_names: BTreeMap::new(),
-            namings: Vec::new(),
-            folders: std::iter::once(String::from("queue")).collect(),
+            storage,
             random,
             plan: None,
+            slow_sync: None,
+            slept_ms: 0,
             broken: None,
+            read_failed: false,
             recovering: false,
-            used: 0,
             quota: u64::MAX,
             written: Vec::new(),
+            promised_bytes: 0,
             seen: Vec::new(),
+            points,
         })))
     }
 
@@ -171,19 +123,11 @@ impl Inner {
     }
 
     pub(crate) fn set_room(&mut self, bytes: u64) {
-        self.quota = self.used + bytes;
+        self.quota = self.storage.used + bytes;
     }
 
     pub(crate) fn free(&self) -> u64 {
-        self.quota.saturating_sub(self.used)
-    }
-
-    /// Whether a commit stands in the cache only.
-    pub(crate) fn has_unsynced_commit(&self) -> bool {
-        self.names.values().any(|&id| {
-            let file = &self.files[id];
-            file.committed && !file.changes.is_empty()
-        })
+        self.quota.saturating_sub(self.storage.used)
     }
 
     /// Breaks outside of an operation.
@@ -191,80 +135,53 @@ impl Inner {
         self.broken = Some((what, Phase::Commit));
     }
 
+    /// What was written so far has effects outside from now on: it must never be lost (I1, I6).
+    pub(crate) fn promise(&mut self) {
+        self.promised_bytes = self.written.len();
+    }
+
+    pub(crate) fn crash_points(&mut self) -> Vec<CrashPoint> {
+        std::mem::take(&mut self.points.taken)
+    }
+
+    /// Bytes of commits since the last look, for the ledger.
+    pub(crate) fn take_written(&mut self) -> Vec<u8> {
+        self.promised_bytes = 0;
+        std::mem::take(&mut self.written)
+    }
+
     /// What is there when the process comes up again.
     pub(crate) fn restart(&mut self) {
         self.plan = None;
+        (self.slow_sync, self.slept_ms) = (None, 0);
         self.written.clear();
+        self.promised_bytes = 0;
         let Some((what, phase)) = self.broken.take() else { return };
-        let lost = match what {
+        let loses = match what {
             Break::PowerLoss => true,
-            Break::Kill => false,
+            Break::Kill | Break::FailedRead => false,
             Break::FailedSync => self.random.chance(50),
         };
-        if lost {
-            self.lose_power(phase);
+        if loses {
+            // What comes back was never given to anybody else.
+            let room = self.free();
+            let lost = self.storage.lose_power(&mut self.random);
+            self.quota = self.storage.used.saturating_add(room);
+            self.note(lost, phase);
         }
+        self.storage.forget_unnamed();
         self.recovering = true;
     }
 
-    fn lose_power(&mut self, phase: Phase) {
-        let kept = self.random.place(self.namings.len() + 1);
-        if kept < self.namings.len() {
-            self.seen.push(("directory entry lost", phase));
+    fn note(&mut self, lost: Lost, phase: Phase) {
+        if lost.torn {
+            self.seen.push(("torn write", phase.name()));
         }
-        for naming in std::mem::take(&mut self.namings).into_iter().take(kept) {
-            self.durable_naming(naming);
+        if lost.bytes {
+            self.seen.push(("unsynced bytes lost", phase.name()));
         }
-        self.names = self.durable_names.clone();
-        let mut torn = false;
-        let mut lost = false;
-        for file in &mut self.files {
-            let kept = self.random.place(file.changes.len() + 1);
-            lost |= kept < file.changes.len();
-            for (place, change) in std::mem::take(&mut file.changes).into_iter().enumerate() {
-                if place < kept {
-                    file.durable.apply(&change);
-                } else if place == kept {
-                    match &change {
-                        Change::Write { offset, bytes } => {
-                            let some = self.random.place(bytes.len() + 1);
-                            torn |= some > 0;
-                            file.durable.write(*offset, &bytes[..some]);
-                        }
-                        Change::Fill { offset, len } => {
-                            let some = self.random.below(len + 1);
-                            torn |= some > 0;
-                            file.durable.fill(*offset, some);
-                        }
-                        Change::Cut(_) => {}
-                    }
-                } else {
-                    break;
-                }
-            }
-            file.cache = file.durable.clone();
-            file.committed = false;
-        }
-        if torn {
-            self.seen.push(("torn write", phase));
-        }
-        if lost {
-            self.seen.push(("unsynced bytes lost", phase));
-        }
-        // What comes back was never given to anybody else.
-        let room = self.quota.saturating_sub(self.used);
-        self.used = self.names.values().map(|&id| self.files[id].cache.len()).sum();
-        self.quota = self.used.saturating_add(room);
-    }
-
-    fn durable_naming(&mut self, naming: Naming) {
-        match naming {
-            Naming::Create(path, id) => {
-                self.durable_names.insert(path, id);
-            }
-            Naming::Unlink(path) => {
-                self.durable_names.remove(&path);
-            }
+        if let Some(name) = lost.name {
+            self.seen.push(("directory entry lost", name));
         }
     }
 
@@ -273,6 +190,10 @@ impl Inner {
             Phase::Recovery
         } else if path.ends_with(".log") {
             otherwise
+        } else if path.starts_with("dlq/pending") && otherwise != Phase::Remove {
+            Phase::Letter
+        } else if path.starts_with("dlq/") {
+            Phase::Archive
         } else {
             Phase::Derive
         }
@@ -284,7 +205,7 @@ impl Inner {
             return Err(error(path, BROKEN));
         }
         let Some((what, planned, after)) = &mut self.plan else { return Ok(false) };
-        if *planned != phase || (*what == Break::FailedSync && !is_sync) {
+        if *planned != phase || *what == Break::FailedRead || (*what == Break::FailedSync && !is_sync) {
             return Ok(false);
         }
         if *after > 0 {
@@ -292,39 +213,31 @@ impl Inner {
             return Ok(false);
         }
         self.broken = Some((*what, phase));
-        self.seen.push((what.name(), phase));
+        self.seen.push((what.name(), phase.name()));
         self.plan = None;
         Ok(true)
     }
 
-    fn change(&mut self, id: usize, change: Change) {
-        let file = &mut self.files[id];
-        let before = file.cache.len();
-        file.cache.apply(&change);
-        let after = file.cache.len();
-        file.changes.push(change);
-        self.used = (self.used + after).saturating_sub(before);
-    }
-
-    fn rename_durably(&mut self, folder: &str) {
-        let (mine, others): (Vec<_>, Vec<_>) = std::mem::take(&mut self.namings).into_iter().partition(|naming| {
-            let (Naming::Create(path, _) | Naming::Unlink(path)) = naming;
-            path.rsplit_once('/').is_some_and(|(of, _)| of == folder)
-        });
-        self.namings = others;
-        for naming in mine {
-            self.durable_naming(naming);
+    /// Takes a crash point after an operation, if it is one; `id` is the file that was written.
+    fn operated(&mut self, phase: Phase, id: Option<usize>) {
+        let points = &mut self.points;
+        points.operations += 1;
+        if points.every == 0 || !points.operations.is_multiple_of(points.every) || self.broken.is_some() {
+            return;
         }
-    }
-}
-
-impl Content {
-    fn apply(&mut self, change: &Change) {
-        match change {
-            Change::Write { offset, bytes } => self.write(*offset, bytes),
-            Change::Fill { offset, len } => self.fill(*offset, *len),
-            Change::Cut(bytes) => self.cut(*bytes),
-        }
+        let mut storage = self.storage.clone();
+        let what = if points.random.chance(75) {
+            storage.lose_power(&mut points.random);
+            Break::PowerLoss
+        } else {
+            if let Some(id) = id.filter(|_| points.random.chance(50)) {
+                storage.cut_short(id, &mut points.random);
+            }
+            storage.forget_unnamed();
+            Break::Kill
+        };
+        let (promised_bytes, operation) = (self.promised_bytes, points.operations);
+        points.taken.push(CrashPoint { storage, what, phase, promised_bytes, operation });
     }
 }
 
@@ -333,69 +246,76 @@ impl Disk for SimDisk {
 
     fn open(&self, path: &str, how: How) -> Result<SimFile, DiskError> {
         let mut inner = self.inner();
-        if matches!(how, How::CreateNew | How::Replace) {
-            let phase = inner.phase_of(path, Phase::Begin);
-            let breaks = inner.breaks(path, phase, false)?;
-            // It may stop before or after the name is made.
-            if breaks && inner.random.chance(50) {
-                return Err(error(path, BROKEN));
-            }
+        let phase = inner.phase_of(path, Phase::Begin);
+        let makes = matches!(how, How::CreateNew | How::Replace);
+        // It may stop before or after the name is made.
+        if makes && inner.breaks(path, phase, false)? && inner.random.chance(50) {
+            return Err(error(path, BROKEN));
         }
-        let id = match (inner.names.get(path).copied(), how) {
+        let id = match (inner.storage.id(path), how) {
             (Some(_), How::CreateNew) => return Err(DiskError::Exists { path: path.into() }),
             (Some(id), How::Replace) => {
-                inner.change(id, Change::Cut(0));
+                inner.storage.change(id, Change::Cut(0));
                 id
             }
             (Some(id), How::Read | How::Write) => id,
             (None, How::Read | How::Write) => return Err(DiskError::NotFound { path: path.into() }),
-            (None, How::CreateNew | How::Replace) => {
-                let id = inner.files.len();
-                inner.files.push(Stored { begun: true, ..Stored::default() });
-                inner.names.insert(path.into(), id);
-                inner.namings.push(Naming::Create(path.into(), id));
-                id
-            }
+            (None, How::CreateNew | How::Replace) => inner.storage.create(path),
         };
+        if makes {
+            inner.operated(phase, None);
+        }
         Ok(SimFile { id, path: path.into() })
     }
 
     fn read_at(&self, file: &SimFile, offset: u64, into: &mut [u8]) -> Result<usize, DiskError> {
-        Ok(self.inner().files[file.id].cache.read(offset, into))
+        let mut inner = self.inner();
+        if let Some((Break::FailedRead, Phase::Recovery, after)) = &mut inner.plan {
+            if *after == 0 {
+                inner.plan = None;
+                inner.read_failed = true;
+                let what = if file.path.ends_with(".log") { "of a segment" } else { "of another file" };
+                inner.seen.push((Break::FailedRead.name(), what));
+                return Err(error(&file.path, BROKEN));
+            }
+            *after -= 1;
+        }
+        Ok(inner.storage.file(file.id).cache.read(offset, into))
     }
 
     fn write_at(&self, file: &SimFile, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
         let mut inner = self.inner();
         // A commit begins with a record; room is newlines from the first to the last.
         let fill = bytes.first() == Some(&b'\n') && bytes.iter().fold(true, |all, &byte| all & (byte == b'\n'));
-        let kind = match (fill, inner.files[file.id].begun) {
+        let kind = match (fill, inner.storage.file(file.id).begun) {
             (true, true) => Phase::Begin,
             (true, false) => Phase::Reserve,
             (false, _) => Phase::Commit,
         };
         let phase = inner.phase_of(&file.path, kind);
         let breaks = inner.breaks(&file.path, phase, false)?;
-        let grows = (offset + bytes.len() as u64).saturating_sub(inner.files[file.id].cache.len());
-        let room = inner.quota.saturating_sub(inner.used);
+        let grows = (offset + bytes.len() as u64).saturating_sub(inner.storage.file(file.id).cache.len());
+        let room = inner.free();
         let full = grows > room;
         let mut some = bytes.len();
         if full {
             some -= usize::try_from(grows - room).unwrap_or(some);
-            inner.seen.push(("full disk", phase));
+            inner.seen.push(("full disk", phase.name()));
         } else if breaks {
             some = inner.random.place(some + 1);
         }
         if phase == Phase::Commit {
             // All of it: how much of it is there after a crash is for the recovery to say.
             inner.written.extend_from_slice(bytes);
-            inner.files[file.id].committed = true;
+            inner.storage.file_mut(file.id).committed = true;
         }
         let change = if fill {
             Change::Fill { offset, len: some as u64 }
         } else {
-            Change::Write { offset, bytes: bytes[..some].to_vec() }
+            Change::Write { offset, bytes: bytes[..some].into() }
         };
-        inner.change(file.id, change);
+        inner.storage.change(file.id, change);
+        inner.operated(phase, Some(file.id));
         match (breaks, full) {
             (true, _) => Err(error(&file.path, BROKEN)),
             (false, true) => Err(error(&file.path, FULL)),
@@ -405,7 +325,7 @@ impl Disk for SimDisk {
 
     fn sync(&self, file: &SimFile) -> Result<(), DiskError> {
         let mut inner = self.inner();
-        let stored = &inner.files[file.id];
+        let stored = inner.storage.file(file.id);
         let kind = match (stored.begun, stored.committed) {
             (true, false) => Phase::Begin,
             (_, true) => Phase::CommitSync,
@@ -413,28 +333,30 @@ impl Disk for SimDisk {
         };
         let phase = inner.phase_of(&file.path, kind);
         let breaks = inner.breaks(&file.path, phase, true)?;
-        let changes = std::mem::take(&mut inner.files[file.id].changes);
-        let mut kept = changes.len();
-        if breaks {
-            kept = inner.random.place(kept + 1);
+        match &mut inner.slow_sync {
+            Some((0, ms)) => {
+                inner.slept_ms += *ms;
+                inner.slow_sync = None;
+                inner.seen.push(("slow sync", phase.name()));
+            }
+            Some((after, _)) => *after -= 1,
+            None => {}
         }
-        let failed = inner.broken.is_some_and(|(what, _)| what == Break::FailedSync);
-        let stored = &mut inner.files[file.id];
-        changes[..kept].iter().for_each(|change| stored.durable.apply(change));
+        let changes = inner.storage.changes(file.id);
         if !breaks {
-            stored.committed = false;
-            stored.begun = false;
+            inner.storage.sync(file.id, changes, false);
+            inner.operated(phase, None);
             return Ok(());
         }
+        let kept = inner.random.place(changes + 1);
         // After a failed sync the rest counts as clean; when the machine or the process stops, it is still waiting.
-        if !failed {
-            stored.changes = changes[kept..].to_vec();
-        }
+        let failed = inner.broken.is_some_and(|(what, _)| what == Break::FailedSync);
+        inner.storage.sync(file.id, kept, failed);
         Err(error(&file.path, BROKEN))
     }
 
     fn size(&self, file: &SimFile) -> Result<u64, DiskError> {
-        Ok(self.inner().files[file.id].cache.len())
+        Ok(self.inner().storage.file(file.id).cache.len())
     }
 
     fn truncate(&self, file: &SimFile, bytes: u64) -> Result<(), DiskError> {
@@ -443,27 +365,24 @@ impl Disk for SimDisk {
         if inner.breaks(&file.path, phase, false)? {
             return Err(error(&file.path, BROKEN));
         }
-        inner.change(file.id, Change::Cut(bytes));
+        inner.storage.change(file.id, Change::Cut(bytes));
+        inner.operated(phase, None);
         Ok(())
     }
 
     fn list(&self, folder: &str) -> Result<Vec<Entry>, DiskError> {
         let inner = self.inner();
-        let prefix = format!("{folder}/");
-        let below = inner.names.iter().filter_map(|(path, id)| Some((path.strip_prefix(&prefix)?, id)));
-        Ok(below
-            .filter(|(name, _)| !name.contains('/'))
-            .map(|(name, &id)| Entry {
-                name: name.into(),
-                kind: Kind::File,
-                size_bytes: inner.files[id].cache.len(),
-                modified_ms: 0,
-            })
-            .collect())
+        let entry = |(name, stored): (&str, &crate::storage::Stored)| Entry {
+            name: name.into(),
+            kind: Kind::File,
+            size_bytes: stored.cache.len(),
+            modified_ms: 0,
+        };
+        Ok(inner.storage.list(folder).map(entry).collect())
     }
 
-    fn create_folder(&self, folder: &str) -> Result<(), DiskError> {
-        self.inner().folders.insert(folder.into());
+    /// Folders are there: only files can be lost.
+    fn create_folder(&self, _: &str) -> Result<(), DiskError> {
         Ok(())
     }
 
@@ -471,14 +390,20 @@ impl Disk for SimDisk {
         let mut inner = self.inner();
         let phase = inner.phase_of(to, Phase::Begin);
         let breaks = inner.breaks(to, phase, false)?;
+        if breaks && inner.random.chance(30) {
+            return Err(error(to, BROKEN));
+        }
+        if !inner.storage.rename(from, to) {
+            return Err(DiskError::NotFound { path: from.into() });
+        }
+        inner.operated(phase, None);
+        // It may stop before or after the names are durable.
         if breaks && inner.random.chance(50) {
             return Err(error(to, BROKEN));
         }
-        let id = inner.names.remove(from).ok_or_else(|| DiskError::NotFound { path: from.into() })?;
-        inner.names.insert(to.into(), id);
-        inner.namings.push(Naming::Unlink(from.into()));
-        inner.namings.push(Naming::Create(to.into(), id));
-        inner.rename_durably(to.rsplit_once('/').map_or("", |(folder, _)| folder));
+        inner.storage.sync_folder(folder_of(to));
+        inner.storage.sync_folder(folder_of(from));
+        inner.operated(phase, None);
         if breaks { Err(error(to, BROKEN)) } else { Ok(()) }
     }
 
@@ -489,27 +414,32 @@ impl Disk for SimDisk {
         if breaks && inner.random.chance(50) {
             return Err(error(path, BROKEN));
         }
-        let id = inner.names.remove(path).ok_or_else(|| DiskError::NotFound { path: path.into() })?;
-        if path.ends_with(".log") {
-            inner.seen.push(("compaction", Phase::Remove));
+        if !inner.storage.unlink(path) {
+            return Err(DiskError::NotFound { path: path.into() });
         }
-        inner.used = inner.used.saturating_sub(inner.files[id].cache.len());
-        inner.namings.push(Naming::Unlink(path.into()));
+        if path.ends_with(".log") {
+            inner.seen.push(("compaction", Phase::Remove.name()));
+        }
+        inner.operated(phase, None);
         if breaks { Err(error(path, BROKEN)) } else { Ok(()) }
     }
 
-    fn remove_folder(&self, folder: &str) -> Result<(), DiskError> {
-        self.inner().folders.remove(folder);
+    fn remove_folder(&self, _: &str) -> Result<(), DiskError> {
         Ok(())
     }
 
     fn sync_folder(&self, folder: &str) -> Result<(), DiskError> {
         let mut inner = self.inner();
-        let phase = if inner.recovering { Phase::Recovery } else { Phase::Begin };
+        let phase = match (inner.recovering, folder.starts_with("dlq/")) {
+            (true, _) => Phase::Recovery,
+            (false, true) => Phase::Archive,
+            (false, false) => Phase::Begin,
+        };
         if inner.breaks(folder, phase, true)? {
             return Err(error(folder, BROKEN));
         }
-        inner.rename_durably(folder);
+        inner.storage.sync_folder(folder);
+        inner.operated(phase, None);
         Ok(())
     }
 

@@ -20,7 +20,7 @@ pub(crate) const FLOWS: [&str; 7] = ["single", "chain", "diamond", "fan", "fault
 fn step(id: &str, needs: &[u16]) -> StepDef {
     StepDef {
         id: id.into(),
-        component: Digest([7; 32]),
+        component: Digest([0; 32]),
         required: Required::default(),
         needs: needs.to_vec(),
         when: None,
@@ -42,7 +42,7 @@ fn step(id: &str, needs: &[u16]) -> StepDef {
 /// The flow of this name; another `version` is another registration.
 pub(crate) fn flow(id: &str, version: u64) -> FlowDef {
     let template = |text: &str| Json::parse(text).ok();
-    let steps = match id {
+    let mut steps = match id {
         "chain" => vec![step("first", &[]), step("second", &[0]), step("third", &[1])],
         "diamond" => {
             let left = StepDef { when: Some("input.flag".into()), ..step("left", &[0]) };
@@ -60,6 +60,8 @@ pub(crate) fn flow(id: &str, version: u64) -> FlowDef {
         "late-fault" => vec![step("first", &[]), StepDef { when: Some("boom".into()), ..step("second", &[0]) }],
         _ => vec![step("only", &[])],
     };
+    // Another version is another program too: a run keeps the one that it was enqueued with.
+    steps.iter_mut().for_each(|step| step.component = Digest::of(format!("{id} {version} {}", step.id).as_bytes()));
     FlowDef {
         id: id.into(),
         version: Some(version.to_string()),

@@ -4,158 +4,131 @@ use std::collections::VecDeque;
 
 use tm_core::{
     api::RunState,
-    queue::{check::check, effect::Input, policy::Policy, state::State},
+    queue::{check::check, effect::Input, policy::Policy},
     time::Millis,
 };
 use tm_supervisor::{
-    store::log::LogOptions,
+    store::{
+        dlq::{Dlq, Place},
+        log::LogOptions,
+    },
     turn::{Reserve, Rules, Turn},
 };
 
 use crate::{
     clients::Clients,
     coverage::Coverage,
-    disk::{Break, Phase, SimDisk},
+    disk::SimDisk,
+    faults::{Fault, Without},
     flows::{Expressions, NoBlobs},
+    judge::{Around, judge_letters},
     ledger::Ledger,
+    letters,
+    opening::image,
+    phases::{Break, Phase},
     random::Random,
+    rivals::Rivals,
     world::World,
 };
 
-const SECRET: [u8; 16] = [3; 16];
+pub(crate) const SECRET: [u8; 16] = [3; 16];
 /// The ends of this simulation's small steps fit into these, and hardly more does.
-const RESERVE: Reserve = Reserve { end_bytes: 1200, large_end_bytes: 16 * 1024, slack_bytes: 512 };
+pub(crate) const RESERVE: Reserve = Reserve { end_bytes: 1200, large_end_bytes: 16 * 1024, slack_bytes: 512 };
 const DRAIN_TURNS_MAX: u64 = 20_000;
 
+/// What makes a history what it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) turns: u64,
+    pub(crate) without: Without,
+    /// Every so many-th disk operation is a crash point; 0 for none.
+    pub(crate) points_every: u64,
+}
+
 pub(crate) struct History {
-    random: Random,
-    disk: SimDisk,
-    turn: Option<Turn<SimDisk>>,
-    world: World,
-    clients: Clients,
-    ledger: Ledger,
-    inputs: VecDeque<Input>,
-    now: Millis,
+    pub(crate) random: Random,
+    pub(crate) disk: SimDisk,
+    pub(crate) turn: Option<Turn<SimDisk>>,
+    pub(crate) world: World,
+    pub(crate) clients: Clients,
+    pub(crate) ledger: Ledger,
+    pub(crate) inputs: VecDeque<Input>,
+    pub(crate) now: Millis,
+    pub(crate) rivals: Rivals,
+    pub(crate) without: Without,
     result_ttl_ms: u64,
     segment_max_bytes: u64,
     busy: u64,
     full_until: Option<u64>,
     /// What the state was when the process stopped between two turns.
-    before: Option<String>,
+    pub(crate) before: Option<String>,
+    /// Crash points are many, so states are compared rarely.
+    compares_every: u64,
     trace: bool,
 }
 
 impl History {
-    /// Lives through `turns` turns, then drains and adds up.
-    pub(crate) fn live(seed: u64, turns: u64) -> Coverage {
-        let mut random = Random::new(seed);
-        let disk = SimDisk::new(Random::new(random.next()));
+    /// Lives through the turns of the plan, then drains and adds up. `progress` is told the turn.
+    pub(crate) fn live(plan: Plan, progress: &dyn Fn(u64)) -> Coverage {
+        let mut random = Random::new(plan.seed);
+        let points_every = if plan.without.has(Fault::CrashPoint) { 0 } else { plan.points_every };
+        let disk = SimDisk::new(Random::new(random.next()), points_every);
         let mut history = Self {
-            world: World::new(Random::new(random.next()), disk.clone()),
+            world: World::new(Random::new(random.next()), disk.clone(), plan.without),
             turn: None,
             clients: Clients::default(),
             ledger: Ledger::default(),
             inputs: VecDeque::new(),
             now: Millis(1_700_000_000_000),
+            rivals: Rivals::default(),
+            without: plan.without,
             result_ttl_ms: if random.chance(50) { 5_000 } else { 3_600_000 },
             segment_max_bytes: *random.pick(&[8, 32, 64, 64, 96, 96]).unwrap_or(&96) * 1024,
             busy: 10 + random.below(40),
             full_until: None,
             before: None,
+            compares_every: if points_every == 0 { 0 } else { 16 },
             trace: std::env::var_os("TM_SIM_TRACE").is_some(),
             random,
             disk,
         };
         history.start();
         history.clients.register_all(&mut history.inputs);
-        for _ in 0..turns {
+        for turn in 0..plan.turns {
+            progress(turn);
             history.step();
         }
+        progress(plan.turns);
         history.drain();
         history.add_up();
         history.world.coverage.turns = history.world.turn;
+        history.world.coverage.seeds = 1;
         history.world.coverage.runs = history.clients.acknowledged.len() as u64;
         history.world.coverage
     }
 
-    fn rules(&self) -> Rules {
-        let policy = Policy { result_ttl_ms: self.result_ttl_ms, hard_depth: 60, ..Policy::default() };
+    pub(crate) fn log_options(&self) -> LogOptions {
+        LogOptions { segment_max_bytes: self.segment_max_bytes, ..LogOptions::default() }
+    }
+
+    pub(crate) fn rules(&self) -> Rules {
+        let weights = crate::flows::TENANTS.into_iter().map(str::to_owned).zip([1, 2, 4]).collect();
+        let policy = Policy { result_ttl_ms: self.result_ttl_ms, hard_depth: 60, weights, ..Policy::default() };
         Rules { policy, evaluate: Box::new(Expressions), blobs: Box::new(NoBlobs) }
-    }
-
-    /// Opens the queue, until it opens: recovery can be interrupted too.
-    fn start(&mut self) {
-        loop {
-            let options = LogOptions { segment_max_bytes: self.segment_max_bytes, ..LogOptions::default() };
-            if self.random.chance(20) && self.world.turn > 0 {
-                let what =
-                    *self.random.pick(&[Break::PowerLoss, Break::Kill, Break::FailedSync]).unwrap_or(&Break::Kill);
-                let after = self.random.below(4);
-                self.disk.inner().plan(what, Phase::Recovery, after);
-            }
-            let opened = Turn::open(self.disk.clone(), options, self.rules(), SECRET, self.now);
-            let broken = self.disk.inner().broken;
-            self.disk.inner().forget_plan();
-            match opened {
-                Ok((turn, recovery)) if broken.is_none() => {
-                    assert!(recovery.damaged.is_empty(), "a crash left damage behind (I11): {:?}", recovery.damaged);
-                    let mut turn = turn.with_reserve(RESERVE);
-                    let written = std::mem::take(&mut self.disk.inner().written);
-                    self.ledger.written(&written);
-                    self.ledger.settle(recovery.next_sequence.max(self.ledger_after(&turn)), &mut self.world.coverage);
-                    self.disk.inner().recovering = false;
-                    self.compare(&turn);
-                    self.inputs = turn.recover().into();
-                    self.turn = Some(turn);
-                    return;
-                }
-                Ok(_) => {}
-                Err(error) => assert!(broken.is_some(), "the queue does not open: {error}"),
-            }
-            self.note_faults();
-            self.disk.inner().restart();
-        }
-    }
-
-    /// A new queue writes its first frame while it opens.
-    fn ledger_after(&self, turn: &Turn<SimDisk>) -> u64 {
-        if turn.state.flows.is_empty() { 2 } else { 1 }
-    }
-
-    /// What was acknowledged is there; after a stop between two turns everything is.
-    fn compare(&mut self, turn: &Turn<SimDisk>) {
-        let broken = check(&turn.state);
-        assert!(broken.is_empty(), "after recovery: {broken:#?}");
-        if let Some(before) = self.before.take() {
-            let after = image(&turn.state, self.now);
-            for (before, after) in before.lines().zip(after.lines()) {
-                assert_eq!(before, after, "replay gives another state than the one that was");
-            }
-            assert_eq!(before.len(), after.len(), "replay gives another state than the one that was");
-            self.world.coverage.see("recovery", "state is the same as before");
-        }
-        for run in self.clients.acknowledged.keys() {
-            let known = &self.ledger.runs.get(run);
-            let Some(known) = known else { panic!("run {run} was acknowledged and is not in the log (I6)") };
-            let there = turn.state.runs.contains_key(run) || turn.state.finished.contains_key(run);
-            assert!(there || known.expires_at.is_some_and(|at| at <= self.now), "acknowledged run {run} is lost (I6)");
-        }
-    }
-
-    fn note_faults(&mut self) {
-        let seen = std::mem::take(&mut self.disk.inner().seen);
-        for (what, phase) in seen {
-            match what {
-                "full disk" | "compaction" => self.world.coverage.see(what, phase.name()),
-                _ => self.world.coverage.fault(what, phase.name()),
-            }
-        }
     }
 
     fn step(&mut self) {
         self.plan_faults();
         self.clock();
         self.world.arrivals(self.now, &mut self.inputs);
+        self.clients.read_late(self.world.turn, &self.ledger, &mut self.world.coverage);
+        if let Some(turn) = &self.turn {
+            self.world.write_letters(&turn.state, &mut self.inputs);
+            if self.disk.inner().broken.is_some() {
+                return self.restart();
+            }
+        }
         // On a full disk clients press on and steps take long: that is when what was reserved is needed.
         self.world.slow = self.full_until.is_some();
         for _ in 0..if self.world.slow { 4 } else { 1 } {
@@ -163,23 +136,61 @@ impl History {
                 self.clients.enqueue(&mut self.random, self.now, &mut self.inputs);
             }
         }
-        if self.random.chance(8) {
+        self.clients.ask_again(&mut self.inputs);
+        if self.happens(8, Fault::Operator) {
             self.clients.operate(&mut self.random, &self.ledger, &mut self.inputs);
         }
-        if self.random.chance(2) {
+        if self.happens(1, Fault::Redeploy) {
+            self.clients.redeploy(&mut self.random, &mut self.inputs);
+        }
+        if self.happens(2, Fault::WorkerDeath) {
             self.world.kill_worker(&mut self.inputs);
         }
-        if self.random.chance(2) {
+        if self.happens(2, Fault::FalseReport) {
             let leases = self.ledger.leased();
             self.world.forge(&leases, &mut self.inputs);
         }
+        if self.random.chance(1) {
+            self.rare_faults();
+        }
         self.take_turn();
+    }
+
+    /// In `percent` of 100 cases, when the kind is not switched off.
+    fn happens(&mut self, percent: u64, fault: Fault) -> bool {
+        self.random.chance(percent) && !self.without.has(fault)
+    }
+
+    fn rare_faults(&mut self) {
+        if self.happens(10, Fault::BitRot) {
+            self.rot();
+        }
+        if self.happens(5, Fault::SecondSupervisor) {
+            self.rivals.refuse(&mut self.world.coverage);
+        }
+        if self.happens(60, Fault::SlowSync) {
+            let (after, takes_ms) = (self.random.below(4), 100 + self.random.below(1500));
+            self.disk.inner().slow_sync = Some((after, takes_ms));
+        }
+    }
+
+    /// What came in while the turn waited for the disk.
+    fn pile_up(&mut self) {
+        let slept_ms = std::mem::take(&mut self.disk.inner().slept_ms);
+        if slept_ms == 0 {
+            return;
+        }
+        self.now = self.now.plus(slept_ms);
+        for _ in 0..slept_ms / 20 {
+            self.clients.enqueue(&mut self.random, self.now, &mut self.inputs);
+        }
     }
 
     fn clock(&mut self) {
         // The clock itself never goes back (the supervisor's clock sees to that), but the one before a restart may
         // have been ahead: the turn never goes below the newest frame.
         match self.random.below(1000) {
+            0..4 if self.without.has(Fault::ClockJump) => {}
             0..2 => {
                 self.world.coverage.fault("clock jump", "forward");
                 self.now = self.now.plus(self.random.below(20_000));
@@ -198,7 +209,7 @@ impl History {
             self.full_until = None;
             self.disk.inner().quota = u64::MAX;
         }
-        if self.full_until.is_none() && self.random.chance(1) && self.random.chance(40) {
+        if self.full_until.is_none() && self.random.chance(1) && self.happens(40, Fault::FullDisk) {
             self.world.coverage.fault("full disk", "before a turn");
             self.full_until = Some(turn + 5 + self.random.below(60));
             let room = self.random.below(9000);
@@ -207,26 +218,30 @@ impl History {
         if self.disk.inner().has_plan() || self.world.stop_after.is_some() || !self.random.chance(2) {
             return;
         }
-        match self.random.below(12) {
-            0 => self.stop("before decide"),
-            1 => self.world.stop_after = Some(0),
-            2 => self.world.stop_after = Some(1 + self.random.below(2)),
+        let (what, fault) =
+            if self.random.chance(60) { (Break::PowerLoss, Fault::PowerLoss) } else { (Break::Kill, Fault::Kill) };
+        let choice = self.random.below(12);
+        if self.without.has(if choice == 3 { Fault::FailedSync } else { fault }) {
+            return;
+        }
+        match choice {
+            0 => self.stop(what, "before decide"),
+            1 => self.world.stop_after = Some((0, what)),
+            2 => self.world.stop_after = Some((1 + self.random.below(2), what)),
             3 => {
                 let phase =
                     *self.random.pick(&[Phase::CommitSync, Phase::ReserveSync, Phase::Begin]).unwrap_or(&Phase::Begin);
                 self.disk.inner().plan(Break::FailedSync, phase, 0);
             }
             _ => {
-                let phase = *self.random.pick(&Phase::ALL[..8]).unwrap_or(&Phase::Commit);
-                let what = if self.random.chance(60) { Break::PowerLoss } else { Break::Kill };
-                let after = self.random.below(3);
+                let phase = *self.random.pick(&Phase::RUNNING).unwrap_or(&Phase::Commit);
+                let after = self.random.below(5);
                 self.disk.inner().plan(what, phase, after);
             }
         }
     }
 
-    fn stop(&mut self, phase: &'static str) {
-        let what = if self.random.chance(60) { Break::PowerLoss } else { Break::Kill };
+    fn stop(&mut self, what: Break, phase: &'static str) {
         self.world.coverage.fault(what.name(), phase);
         if phase == "before decide" && self.turn.is_some() {
             self.before = self.turn.as_ref().map(|turn| image(&turn.state, self.now));
@@ -242,7 +257,9 @@ impl History {
         self.turn = None;
         self.inputs.clear();
         self.note_faults();
-        let written = std::mem::take(&mut self.disk.inner().written);
+        let points = self.disk.inner().crash_points();
+        let written = self.disk.inner().take_written();
+        self.judge_crash_points(points, &Around { written: &written, before: None, after: None });
         self.ledger.written(&written);
         self.disk.inner().restart();
         self.note_faults();
@@ -254,6 +271,8 @@ impl History {
 
     fn take_turn(&mut self) {
         let Some(turn) = &mut self.turn else { return };
+        let compares = self.compares_every > 0 && self.world.turn.is_multiple_of(self.compares_every);
+        let before = compares.then(|| turn.state.clone());
         let ends_before = turn.state.totals.tasks_succeeded + turn.state.totals.tasks_dead;
         if self.trace {
             let (number, leased) = (self.world.turn, turn.state.indexes.leased);
@@ -274,8 +293,9 @@ impl History {
             assert!(broken.is_some(), "the loop stopped on its own: {error} (I7)");
         }
         if self.world.stopped {
-            let phase = if self.world.stop_after == Some(0) { "after sync, before effects" } else { "between effects" };
-            return self.stop(phase);
+            let (after, what) = self.world.stop_after.unwrap_or((0, Break::Kill));
+            let phase = if after == 0 { "after sync, before effects" } else { "between effects" };
+            return self.stop(what, phase);
         }
         if broken.is_some() {
             return self.restart();
@@ -291,22 +311,43 @@ impl History {
                 self.world.coverage.see("full disk means", "nothing is leased");
             }
         }
-        let (written, next) = (std::mem::take(&mut self.disk.inner().written), self.ledger.next_sequence);
+        if !turn.disk_full {
+            let task = self.world.neglected(&turn.state);
+            assert!(task.is_none(), "turn {}: {task:?} waits although a worker has room for it", self.world.turn);
+        }
+        let points = self.disk.inner().crash_points();
+        let (written, next) = (self.disk.inner().take_written(), self.ledger.next_sequence);
+        if !points.is_empty() {
+            let after = before.is_some().then(|| turn.state.clone());
+            let around = Around { written: &written, before: before.as_ref(), after: after.as_ref() };
+            self.judge_crash_points(points, &around);
+        }
         self.ledger.written(&written);
         let next = self.ledger.written_to().max(next);
         self.ledger.settle(next.max(1), &mut self.world.coverage);
         for (ticket, reply) in std::mem::take(&mut self.world.replies) {
+            let (at, world) = ((self.world.turn, self.without), &mut self.world);
+            if !world.kind && self.clients.is_slow(&mut self.random, (ticket, &reply), at, &mut world.coverage) {
+                continue;
+            }
             self.clients.answered(ticket, reply, &self.ledger, self.now, &mut self.world.coverage);
         }
-        for (task, worker, attempt) in std::mem::take(&mut self.world.starts) {
+        for start in std::mem::take(&mut self.world.starts) {
+            let task = start.task;
             let lease = self.ledger.lease(task);
-            assert_eq!(lease, Some((worker, attempt)), "{task:?} started and its lease is not in the log (I4)");
+            assert_eq!(
+                lease,
+                Some((start.worker, start.attempt)),
+                "{task:?} started, its lease is not in the log (I4)"
+            );
+            assert_eq!(start.component, self.ledger.pinned(task), "{task:?} runs another component than it was given");
         }
         for run in std::mem::take(&mut self.world.ended) {
             let state = self.ledger.runs.get(&run).map(|run| run.state);
             assert!(state.is_some(), "run {run} is said to have ended and is not in the log (I1)");
         }
         self.note_faults();
+        self.pile_up();
     }
 
     /// No more faults: everything that can go on does.
@@ -319,6 +360,10 @@ impl History {
         for _ in 0..DRAIN_TURNS_MAX {
             self.now = self.now.plus(20);
             self.world.arrivals(self.now, &mut self.inputs);
+            self.clients.ask_again(&mut self.inputs);
+            if let Some(turn) = &self.turn {
+                self.world.write_letters(&turn.state, &mut self.inputs);
+            }
             self.take_turn();
             let Some(turn) = &self.turn else { return };
             if self.inputs.is_empty() && turn.state.depth() == 0 && self.world.is_quiet() {
@@ -332,6 +377,7 @@ impl History {
     fn add_up(&mut self) {
         let Some(turn) = &self.turn else { return };
         let state = &turn.state;
+        let files = letters::ids(&Dlq::reading(self.disk.clone()), Place::Pending);
         for run in self.clients.acknowledged.keys() {
             match self.ledger.runs[run].state {
                 RunState::Active => panic!("run {run} neither ended nor stalled"),
@@ -340,11 +386,7 @@ impl History {
                     assert!(!letters.is_empty(), "run {run} is stalled without a dead letter");
                     for (_, letter) in letters {
                         assert!(state.letters.contains_key(&letter.entry), "entry {} is not listed", letter.entry);
-                        assert!(
-                            letter.filed && self.world.files.contains(&letter.entry),
-                            "entry {} has no file",
-                            letter.entry
-                        );
+                        assert!(letter.filed && files.contains(&letter.entry), "entry {} has no file", letter.entry);
                     }
                 }
                 RunState::Succeeded | RunState::Failed | RunState::Cancelled => {
@@ -367,20 +409,7 @@ impl History {
         self.before = Some(image(state, self.now));
         self.disk.inner().stop(Break::PowerLoss);
         self.restart();
+        let Some(turn) = &self.turn else { return };
+        judge_letters(&Dlq::reading(self.disk.clone()), &turn.state, self.now, "at the end");
     }
-}
-
-/// All that must survive a restart, as text. What is only in memory is left out, what time alone changes is done.
-fn image(state: &State, now: Millis) -> String {
-    let mut state = state.clone();
-    state.promote(now);
-    state.expire(now, usize::MAX);
-    (state.segment, state.refused_reports, state.totals.orphans) = (0, 0, 0);
-    state.progress.clear();
-    state.last_at = Millis(0);
-    // Lanes are numbered in the order in which flows were seen, and that is not stored.
-    let lanes = std::mem::take(&mut state.indexes.lanes);
-    let mut ready: Vec<_> = lanes.busy().map(|lane| (lane.flow, lane.step, &lane.ready, &lane.solo)).collect();
-    ready.sort();
-    format!("{state:?} {ready:?}").replace("}, ", "},\n")
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tm_core::{
     api::RunState,
-    id::{Attempt, FlowNo, RunId, TaskRef, WorkerId},
+    id::{Attempt, Digest, FlowNo, RunId, TaskRef, WorkerId},
     queue::event::{Event, Frame, ReleaseReason},
     record::codec,
     time::Millis,
@@ -50,20 +50,30 @@ pub(crate) struct Run {
     pub(crate) state: RunState,
     pub(crate) expires_at: Option<Millis>,
     delayed: bool,
+    /// The newest record that alone says that the run exists, and the one that says so of its flow.
+    carriers: (u64, u64),
 }
 
-/// Tenant, flow id, and by step: how many needs it has, whether it fans out.
-type FlowShape = (String, String, Vec<(usize, bool)>);
+struct Flow {
+    tenant: String,
+    id: String,
+    /// By step: how many needs it has, and its component.
+    steps: Vec<(usize, Digest)>,
+    /// The newest record that registers it.
+    carrier: u64,
+}
 
 #[derive(Default)]
 pub(crate) struct Ledger {
-    flows: BTreeMap<FlowNo, FlowShape>,
+    flows: BTreeMap<FlowNo, Flow>,
     pub(crate) runs: BTreeMap<RunId, Run>,
     tasks: BTreeMap<TaskRef, Task>,
     keys: BTreeMap<(String, String, String), RunId>,
     pub(crate) letters: BTreeSet<String>,
     pub(crate) next_sequence: u64,
     frames: Vec<(u64, Frame)>,
+    /// Of the frame that is being taken.
+    sequence: u64,
     last_at: Millis,
     pub(crate) deduplicated: u64,
 }
@@ -87,7 +97,7 @@ impl Ledger {
         for (sequence, frame) in std::mem::take(&mut self.frames) {
             if sequence < next_sequence && sequence >= self.next_sequence {
                 assert_eq!(sequence, self.next_sequence.max(1), "the sequence has a gap");
-                self.next_sequence = sequence + 1;
+                (self.sequence, self.next_sequence) = (sequence, sequence + 1);
                 coverage.frames += 1;
                 self.frame(&frame, coverage);
             }
@@ -108,8 +118,8 @@ impl Ledger {
     }
 
     fn name(&self, run: &Run) -> Option<(String, String, String)> {
-        let (tenant, flow, _) = &self.flows[&run.flow];
-        Some((tenant.clone(), flow.clone(), run.key.clone()?))
+        let flow = &self.flows[&run.flow];
+        Some((flow.tenant.clone(), flow.id.clone(), run.key.clone()?))
     }
 
     fn free_key(&mut self, id: RunId) {
@@ -127,8 +137,26 @@ impl Ledger {
     }
 
     pub(crate) fn tenant_of(&self, run: RunId) -> Option<(&str, &str)> {
-        let (tenant, flow, _) = &self.flows[&self.runs.get(&run)?.flow];
-        Some((tenant, flow))
+        let flow = &self.flows[&self.runs.get(&run)?.flow];
+        Some((&flow.tenant, &flow.id))
+    }
+
+    /// The component that a task's run was enqueued with.
+    pub(crate) fn pinned(&self, task: TaskRef) -> Option<Digest> {
+        let flow = &self.flows[&self.runs.get(&task.run)?.flow];
+        flow.steps.get(usize::from(task.step)).map(|(_, component)| *component)
+    }
+
+    /// Whether a run is gone when one record is.
+    pub(crate) fn hangs_on(&self, run: RunId, sequence: u64) -> bool {
+        self.runs.get(&run).is_some_and(|run| run.carriers.0 == sequence || run.carriers.1 == sequence)
+    }
+
+    /// What follows the newest of these frames, which may end in the middle of one.
+    pub(crate) fn sequence_after(&self, written: &[u8]) -> u64 {
+        let lines = written.split(|&byte| byte == b'\n').rev().filter(|line| !line.is_empty());
+        let newest = lines.take(2).find_map(|line| codec::decode(line).ok());
+        newest.map_or(0, |(sequence, _)| sequence + 1).max(self.next_sequence)
     }
 
     /// The lease of a task: worker and attempt.
@@ -173,8 +201,9 @@ impl Ledger {
     fn event(&mut self, event: &Event, at: Millis, coverage: &mut Coverage) {
         match event {
             Event::FlowRegistered { no, tenant, def } => {
-                let steps = def.steps.iter().map(|step| (step.needs.len(), step.for_each.is_some())).collect();
-                self.flows.insert(*no, (tenant.clone(), def.id.clone(), steps));
+                let steps = def.steps.iter().map(|step| (step.needs.len(), step.component)).collect();
+                let flow = Flow { tenant: tenant.clone(), id: def.id.clone(), steps, carrier: self.sequence };
+                self.flows.insert(*no, flow);
             }
             Event::Enqueued(enqueued) => {
                 let run = Run {
@@ -183,13 +212,14 @@ impl Ledger {
                     state: RunState::Active,
                     expires_at: None,
                     delayed: enqueued.ready_at.is_some(),
+                    carriers: (self.sequence, self.flows[&enqueued.flow].carrier),
                 };
                 if let Some(name) = self.name(&run) {
                     let holder = self.holder(&name.0, &name.1, &name.2, at);
                     assert_eq!(holder, None, "key {name:?} is given to a second run (I6)");
                     self.keys.insert(name, enqueued.run);
                 }
-                for step in 0..self.flows[&enqueued.flow].2.len() {
+                for step in 0..self.flows[&enqueued.flow].steps.len() {
                     let task = TaskRef { run: enqueued.run, step: u16::try_from(step).unwrap_or(0), item: None };
                     self.tasks.insert(task, Task { at: At::Waiting, attempt: 0, entry: None });
                 }
@@ -197,7 +227,8 @@ impl Ledger {
             }
             Event::Deduplicated { .. } => self.deduplicated += 1,
             Event::StepReady { run, step, .. } => {
-                let delayed = self.runs[run].delayed && self.flows[&self.runs[run].flow].2[usize::from(*step)].0 == 0;
+                let delayed =
+                    self.runs[run].delayed && self.flows[&self.runs[run].flow].steps[usize::from(*step)].0 == 0;
                 let found = self.task(TaskRef { run: *run, step: *step, item: None });
                 assert_eq!(found.at, At::Waiting);
                 found.at = if delayed { At::Delayed } else { At::Ready };
@@ -330,14 +361,20 @@ impl Ledger {
                     self.run(run).key = None;
                 }
             }
-            Event::RunSnapshot(_) => coverage.see("compaction", "a run copied"),
-            Event::FinishedSnapshot(_) => coverage.see("compaction", "a finished run copied"),
+            Event::RunSnapshot(run) => self.copied(run.id, "a run copied", coverage),
+            Event::FinishedSnapshot(run) => self.copied(run.id, "a finished run copied", coverage),
             Event::Filed { .. } | Event::Created { .. } | Event::TotalsSnapshot(_) => {}
         }
     }
 
+    fn copied(&mut self, run: RunId, what: &'static str, coverage: &mut Coverage) {
+        let flow = self.flows[&self.runs[&run].flow].carrier;
+        self.run(run).carriers = (self.sequence, flow);
+        coverage.see("compaction", what);
+    }
+
     fn was_faulted(&self, task: TaskRef) -> bool {
-        let id = &self.flows[&self.runs[&task.run].flow].1;
+        let id = &self.flows[&self.runs[&task.run].flow].id;
         matches!(id.as_str(), "faulty" | "late-fault") && task.item.is_none()
     }
 

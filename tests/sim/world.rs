@@ -1,12 +1,12 @@
 //! What the turn acts on: simulated workers, clients' replies, the files of dead letters. Workers run, fail in every
 //! way, die, and report late, twice, or what is not theirs.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use tm_core::{
     api::Reply,
     code::{self, Class},
-    id::{Attempt, FlowNo, RunId, TaskRef, WorkerId},
+    id::{Attempt, Digest, FlowNo, RunId, TaskRef, WorkerId},
     json::{Json, Payload},
     queue::{
         decide::Runnable,
@@ -20,14 +20,32 @@ use tm_core::{
 };
 use tm_supervisor::turn::Shell;
 
-use crate::{coverage::Coverage, disk::SimDisk, ledger::MARK, random::Random};
+use crate::{
+    coverage::Coverage,
+    disk::SimDisk,
+    faults::{Fault, Without},
+    ledger::MARK,
+    letters::Letters,
+    phases::Break,
+    random::Random,
+};
 
 const WORKERS_MAX: usize = 4;
 const SLOTS: u32 = 3;
+const NEGLECTED_TURNS: u64 = 25;
 
 struct Worker {
     profile: ProfileNo,
     running: BTreeMap<TaskRef, (Attempt, Millis)>,
+}
+
+/// A step that a worker was told to run.
+pub(crate) struct Start {
+    pub(crate) task: TaskRef,
+    pub(crate) worker: WorkerId,
+    pub(crate) attempt: Attempt,
+    /// Of the step, as the state says.
+    pub(crate) component: Option<Digest>,
 }
 
 pub(crate) struct World {
@@ -44,23 +62,27 @@ pub(crate) struct World {
     pub(crate) replies: Vec<(Ticket, Reply)>,
     pub(crate) ended: Vec<RunId>,
     /// What was started in this turn.
-    pub(crate) starts: Vec<(TaskRef, WorkerId, Attempt)>,
-    /// `pending/ID.json`.
-    pub(crate) files: BTreeSet<String>,
+    pub(crate) starts: Vec<Start>,
+    pub(crate) letters: Letters,
+    without: Without,
+    waiting: Option<(TaskRef, u64)>,
     /// Everything succeeds from now on.
     pub(crate) kind: bool,
     pub(crate) slow: bool,
     /// The process stops before this many effects are out.
-    pub(crate) stop_after: Option<u64>,
+    pub(crate) stop_after: Option<(u64, Break)>,
     pub(crate) stopped: bool,
     let_out: u64,
 }
 
 impl World {
-    pub(crate) fn new(random: Random, disk: SimDisk) -> Self {
+    pub(crate) fn new(random: Random, disk: SimDisk, without: Without) -> Self {
         Self {
             random,
             coverage: Coverage::default(),
+            letters: Letters::new(&disk),
+            without,
+            waiting: None,
             disk,
             workers: BTreeMap::new(),
             next_worker: 1,
@@ -70,7 +92,6 @@ impl World {
             replies: Vec::new(),
             ended: Vec::new(),
             starts: Vec::new(),
-            files: BTreeSet::new(),
             kind: false,
             slow: false,
             stop_after: None,
@@ -86,6 +107,7 @@ impl World {
         self.replies.clear();
         self.ended.clear();
         self.starts.clear();
+        self.letters.restart();
         (self.stop_after, self.stopped, self.let_out) = (None, false, 0);
         // Numbers are unique while a supervisor lives, and no longer.
         if self.random.chance(50) {
@@ -93,16 +115,23 @@ impl World {
         }
         self.next_worker += 1000 * self.random.below(2);
         if let Some(&(task, worker, attempt)) = self.random.pick(state_leases)
-            && self.random.chance(50)
+            && self.lies(50)
         {
             self.coverage.fault("late report", "its supervisor is another one");
             self.send_in(1 + self.random.clone().below(3), lie(worker, task, attempt));
         }
     }
 
+    /// Whether something false is reported, in `percent` of 100 cases.
+    fn lies(&mut self, percent: u64) -> bool {
+        self.random.chance(percent) && !self.kind && !self.without.has(Fault::FalseReport)
+    }
+
     /// Nothing runs and nothing is on its way.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.later.is_empty() && self.workers.values().all(|worker| worker.running.is_empty())
+        self.letters.is_quiet()
+            && self.later.is_empty()
+            && self.workers.values().all(|worker| worker.running.is_empty())
     }
 
     fn send_in(&mut self, turns: u64, input: Input) {
@@ -127,10 +156,10 @@ impl World {
                 .filter(|(_, (_, until))| *until <= now)
                 .map(|(task, (attempt, _))| (*task, *attempt))
                 .collect();
+            worker.running.retain(|task, _| done.iter().all(|(ended, _)| ended != task));
             for (task, attempt) in done {
-                worker.running.remove(&task);
                 let input = report(id, task, attempt, outcome(&mut self.random, self.kind, task, attempt));
-                if !self.kind && self.random.chance(3) {
+                if self.lies(3) {
                     let (turns, place) = match self.random.below(2) {
                         0 => (0, "in the same turn"),
                         more => (more + self.random.below(4), "in a later turn"),
@@ -151,6 +180,11 @@ impl World {
         }
     }
 
+    /// Writes files of dead letters, behind the turns.
+    pub(crate) fn write_letters(&mut self, state: &State, inputs: &mut VecDeque<Input>) {
+        self.letters.work(state, self.turn, &mut self.random, inputs);
+    }
+
     /// One worker process dies, and what it had sent arrives late.
     pub(crate) fn kill_worker(&mut self, inputs: &mut VecDeque<Input>) {
         let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
@@ -164,7 +198,7 @@ impl World {
         self.coverage.fault("worker death", place);
         inputs.push_back(Input::WorkerGone { worker: id });
         for (task, (attempt, _)) in worker.running {
-            if self.random.chance(50) {
+            if self.lies(50) {
                 self.coverage.fault("late report", "its worker is gone");
                 let turns = self.random.below(5);
                 self.send_in(turns, lie(id, task, attempt));
@@ -190,8 +224,32 @@ impl World {
         inputs.push_back(input);
     }
 
-    fn started(&mut self, worker: WorkerId, task: TaskRef, attempt: Attempt, now: Millis) {
-        self.starts.push((task, worker, attempt));
+    /// A ready task that waits for turns although a worker has room for it: no tenant waits behind another's backlog.
+    pub(crate) fn neglected(&mut self, state: &State) -> Option<TaskRef> {
+        let idle = self.idle(state);
+        let turns = match (self.waiting, idle) {
+            (Some((before, turns)), Some(task)) if before == task => turns + 1,
+            _ => 1,
+        };
+        self.waiting = idle.map(|task| (task, turns));
+        // What makes room may come after the leases of a turn, and runs that are overdue take room and give it back.
+        idle.filter(|_| turns > NEGLECTED_TURNS)
+    }
+
+    fn idle(&self, state: &State) -> Option<TaskRef> {
+        let suspects: Vec<ProfileNo> =
+            state.indexes.lanes.busy().filter(|lane| !lane.solo.is_empty()).map(|lane| lane.profile).collect();
+        let has_room = |profile: ProfileNo| {
+            self.workers.values().any(|worker| worker.profile == profile && worker.running.len() < SLOTS as usize)
+        };
+        // A worker may be left to run empty, or run one suspect alone.
+        let lanes = state.indexes.lanes.busy().filter(|lane| !suspects.contains(&lane.profile));
+        lanes.filter(|lane| has_room(lane.profile)).find_map(|lane| lane.ready.first()).map(|rank| rank.task)
+    }
+
+    fn started(&mut self, state: &State, worker: WorkerId, task: TaskRef, attempt: Attempt, now: Millis) {
+        let component = state.step_of(task).map(|(_, step)| step.component);
+        self.starts.push(Start { task, worker, attempt, component });
         let before = self.started.insert(task, attempt).unwrap_or(0);
         assert!(attempt > before, "task {task:?} starts with attempt {attempt} after {before} (I3)");
         let running = self.workers.iter().find(|(_, other)| other.running.contains_key(&task)).map(|(id, _)| *id);
@@ -245,41 +303,32 @@ impl Shell for World {
     }
 
     fn perform(&mut self, state: &State, effect: Effect, now: Millis) {
-        if self.stop_after == Some(self.let_out) {
+        if self.stop_after.is_some_and(|(after, _)| after == self.let_out) {
             self.stopped = true;
         }
         if self.stopped || self.disk.inner().broken.is_some() {
             return;
         }
         self.let_out += 1;
-        assert!(
-            !self.disk.inner().has_unsynced_commit(),
-            "an effect leaves before its events are synced (I1): {effect:?}"
-        );
+        let mut disk = self.disk.inner();
+        assert!(!disk.storage.has_unsynced_commit(), "an effect leaves before its events are synced (I1): {effect:?}");
+        disk.promise();
+        drop(disk);
         match effect {
             Effect::Reply { ticket, reply } => self.replies.push((ticket, reply)),
-            Effect::Start { worker, task, attempt } => self.started(worker, task, attempt, now),
+            Effect::Start { worker, task, attempt } => self.started(state, worker, task, attempt, now),
             Effect::Cancel { worker, task, attempt } => {
                 if let Some(found) = self.workers.get_mut(&worker)
                     && found.running.remove(&task).is_some()
-                    && self.random.chance(50)
+                    && self.lies(50)
                 {
                     self.coverage.fault("late report", "its run was cancelled");
                     let turns = self.random.below(3);
                     self.send_in(turns, lie(worker, task, attempt));
                 }
             }
-            Effect::FileEntry { entry } => {
-                let id = entry.entry_id.clone();
-                if state.letters.contains_key(&id) {
-                    self.files.insert(id.clone());
-                    let turns = self.random.below(4);
-                    self.send_in(turns, Input::Filed { entry: id });
-                }
-            }
-            Effect::ArchiveEntry { entry } => {
-                self.files.remove(&entry.entry_id);
-            }
+            Effect::FileEntry { entry } => self.letters.file(entry),
+            Effect::ArchiveEntry { entry } => self.letters.archive(entry),
             Effect::RunEnded { run } => self.ended.push(run),
         }
     }

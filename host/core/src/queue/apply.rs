@@ -133,18 +133,25 @@ impl State {
             }
             Event::FanDone { run, step, output } => {
                 let found = self.runs.get_mut(run)?;
+                let (flow, priority) = (found.flow, found.priority);
                 let slot = found.steps.get_mut(usize::from(*step))?;
-                let (items, tasks) = match slot {
-                    StepRun::Fan(fan) => (fan.tasks.len(), fan_ends(fan)),
-                    _ => return None,
-                };
+                let StepRun::Fan(fan) = slot else { return None };
+                // An item whose own end was in a damaged record is over too.
+                for (task, item) in fan.tasks.iter().zip(0u32..) {
+                    let place = Place { flow, priority, task: TaskRef { run: *run, step: *step, item: Some(item) } };
+                    self.indexes.remove(place, task);
+                    if let Phase::Dead(letter) = &task.phase {
+                        self.letters.remove(&letter.entry);
+                    }
+                }
+                let (items, tasks) = (fan.tasks.len(), fan_ends(fan));
                 let items = Some(u32::try_from(items).unwrap_or(u32::MAX));
                 *slot = StepRun::Done(Box::new(StepDone { output: Some(output.clone()), items, tasks }));
                 self.drop_outputs(*run, *step);
             }
             Event::StepSkipped { run, step } => {
                 let slot = self.runs.get_mut(run)?.steps.get_mut(usize::from(*step))?;
-                *slot = StepRun::Skipped;
+                *slot = Some(StepRun::Skipped).filter(|_| is_unstarted(slot))?;
                 self.drop_outputs(*run, *step);
             }
             Event::Stalled { run } => {
@@ -176,8 +183,13 @@ impl State {
                     finished.key = None;
                 }
             }
-            Event::RunSnapshot(run) => self.run_snapshot(run),
+            // The number of a flow whose record is damaged goes to another flow: its runs must not.
+            Event::RunSnapshot(run) => {
+                self.flows.get(&run.flow)?;
+                self.run_snapshot(run);
+            }
             Event::FinishedSnapshot(finished) => {
+                self.flows.get(&finished.flow)?;
                 if let Some(run) = self.runs.remove(&finished.id) {
                     self.indexes.remove_run(&run);
                 }

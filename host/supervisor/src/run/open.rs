@@ -70,6 +70,9 @@ impl<D: Disk> Session<D> {
         let rules =
             Rules { policy: settings.policy(), evaluate: Box::new(MiniJinja::new()), blobs: Box::new(blobs.clone()) };
         let (turn, recovery) = Turn::open(disk.clone(), log_options(settings), rules, new_secret()?, now)?;
+        if let Err(error) = letters.catch_up(&turn.state, now) {
+            tracing::warn!(%error, "files of requeued or purged dead letters could not be archived");
+        }
         let user = WorkerUser::resolve(options.worker_user.as_deref())?;
         let spawner =
             Arc::new(Spawner::start(Program::this_binary(user.clone())).map_err(crate::workers::PoolError::from)?);

@@ -5,7 +5,12 @@
 
 use std::ops::ControlFlow;
 
-use tm_core::{api::DlqEntry, id::is_name};
+use tm_core::{
+    api::{DlqEntry, RunState},
+    id::is_name,
+    queue::state::State,
+    time::Millis,
+};
 
 use super::{
     disk::{self, Disk, DiskError, Kind, read_whole},
@@ -105,6 +110,25 @@ impl<D: Disk> Dlq<D> {
         Ok(self.forget(Place::Pending, &entry.entry_id)?)
     }
 
+    /// Archives files of entries that were requeued or purged: a crash or a full disk came between the event and the
+    /// move. The file of a run that the state does not know stays, because nothing says what became of it.
+    ///
+    /// # Errors
+    /// Those of the disk; what is left is found again the next time.
+    pub fn catch_up(&self, state: &State, now: Millis) -> Result<(), DlqError> {
+        for id in self.ids(Place::Pending)?.iter().filter(|id| !state.letters.contains_key(*id)) {
+            // Damaged ones are named when they are listed.
+            let Ok(entry) = self.read(Place::Pending, id) else { continue };
+            let consumed = match state.finished.get(&entry.run_id) {
+                Some(run) if run.state != RunState::Succeeded => "purged",
+                None if !state.runs.contains_key(&entry.run_id) => continue,
+                Some(_) | None => "requeued",
+            };
+            self.archive(&DlqEntry { state: consumed.into(), consumed_at: Some(now), ..entry })?;
+        }
+        Ok(())
+    }
+
     /// # Errors
     /// [`DlqError::Damaged`] names the file; [`DiskError::NotFound`] when there is none.
     pub fn read(&self, place: Place, id: &str) -> Result<DlqEntry, DlqError> {
@@ -182,7 +206,7 @@ fn died_at(id: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use tm_core::{api::TaskError, id::RunId, time::Millis};
+    use tm_core::{api::TaskError, id::RunId};
 
     use super::{
         super::disk::{How, MemDisk},

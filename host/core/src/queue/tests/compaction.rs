@@ -1,7 +1,7 @@
 //! Compaction: what is kept of the log is enough to rebuild the state.
 
 use super::*;
-use crate::queue::decide::Sweep;
+use crate::queue::{decide::Sweep, event::Event};
 
 /// Sweeps everything up to the segment before the newest, a new segment before each slice; forgets the old ones.
 fn compact(bench: &mut Bench, most: usize, room_bytes: u64) {
@@ -102,6 +102,18 @@ fn a_run_enqueued_after_the_cutoff_and_before_the_copy_of_its_flow_is_kept() {
         bench.log.retain(|(_, segment)| *segment > 1);
         assert_same(&bench.state, &bench.replayed());
     }
+}
+
+#[test]
+fn copies_of_runs_whose_flow_is_unknown_are_orphans() {
+    let mut bench = lived();
+    compact(&mut bench, 64, u64::MAX);
+    for (frame, _) in &mut bench.log {
+        frame.events.retain(|event| !matches!(event, Event::FlowRegistered { .. }));
+    }
+    let state = bench.replayed();
+    assert!(!bench.state.runs.is_empty() && !bench.state.finished.is_empty());
+    assert!(state.runs.is_empty() && state.finished.is_empty() && state.indexes.lanes.is_empty());
 }
 
 #[test]
