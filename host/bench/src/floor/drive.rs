@@ -138,9 +138,7 @@ pub(crate) fn run(args: &DriveArgs) -> Outcome<Value> {
             context: StartContext {
                 flow_id: "bench".to_owned(),
                 step_id: "totals".to_owned(),
-                task_id: task.name("totals"),
                 max_attempts: 5,
-                idempotency_key: task.name("totals"),
                 deadline_ms: 0,
                 trace_parent: None,
             },
