@@ -1,6 +1,7 @@
 //! A run goes through its flow: needs, conditions, fan-outs, its output.
 
 use super::*;
+use crate::limits::ITEMS_PER_FAN_OUT_MAX;
 
 fn task(run: RunId, step: u16) -> TaskRef {
     TaskRef { run, step, item: None }
@@ -119,6 +120,22 @@ fn what_is_no_list_is_a_template_error() {
     let entry = bench.letter();
     bench.requeue(&entry, false);
     assert_ne!(bench.letter(), entry);
+}
+
+#[test]
+fn a_list_has_as_many_items_as_a_fan_out_may_and_no_more() {
+    for (count, fits) in [(ITEMS_PER_FAN_OUT_MAX, true), (ITEMS_PER_FAN_OUT_MAX + 1, false)] {
+        let mut bench = Bench::new(vec![fan(2)]);
+        let run = bench.enqueue("fan");
+        let lease = bench.lease(1, 1)[0];
+        bench.succeed(lease, &format!("[{}0]", "0,".repeat(count - 1)));
+        if fits {
+            assert_eq!((bench.run_state(run), bench.lease(1, 9).len()), (RunState::Active, 2));
+        } else {
+            let (_, letter) = bench.state.runs[&run].letters().next().expect("one");
+            assert!(letter.code == "TEMPLATE_ERROR" && letter.message.contains("at most 10000"), "{}", letter.message);
+        }
+    }
 }
 
 #[test]
