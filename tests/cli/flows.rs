@@ -33,7 +33,7 @@ fn a_fault_of_the_form_hides_no_other() {
          - { id: b, component: a.wasm, needs: [nobody] }\n    - { component: a.wasm }\n"
     ), @"
     stderr:
-    error: flow.yaml:4:44: unknown key 'fule'
+    error: flow.yaml:4:45: unknown key 'fule'
        |
      4 |     - { id: a, component: a.wasm, limits: { fule: 1 }, needs: a }
        |                                             ^

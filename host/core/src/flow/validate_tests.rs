@@ -183,5 +183,6 @@ fn steps_are_ordered_after_their_needs_and_otherwise_as_written() {
 #[test]
 fn a_near_name_is_proposed_and_a_far_one_is_not() {
     assert_eq!(nearest("rendr", ["list", "render"].into_iter()), Some("did you mean 'render'?".into()));
+    assert_eq!(nearest("fule", ["fuel", "tune"].into_iter()), Some("did you mean 'fuel'?".into()));
     assert_eq!(nearest("zzz", ["list", "render"].into_iter()), None);
 }
