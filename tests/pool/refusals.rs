@@ -111,6 +111,6 @@ fn a_bad_line_of_a_batch_is_named_once_and_stops_no_other() {
     home.write("some.jsonl", "{\"input\":{}}\n{\"input\":{},\"nope\":1}\n{\"input\":{}}\n");
     let ran = home.tm(&["enqueue", "quick", "--delay", "1d", "--batch", "some.jsonl"]);
     assert_eq!((ran.code, ran.stdout.matches("\"enqueued\"").count()), (Some(1), 2), "{ran}");
-    assert!(ran.stdout.contains("line 2: column 19: unknown field `nope`"), "{ran}");
+    assert!(ran.stdout.contains("line 2: column 18: unknown field `nope`"), "{ran}");
     assert!(!ran.stdout.contains("line 1"), "{ran}");
 }
