@@ -21,9 +21,10 @@ use crate::{
 
 const PROGRESS_EVERY: Duration = Duration::from_secs(15);
 /// In a soak one history in so many takes a crash point at every disk operation.
-const ALL_POINTS_EVERY_SEEDS: u64 = 16;
+const DENSE_EVERY_SEEDS: u64 = 8;
+const DENSE_TURNS: u64 = 400;
 /// The others, at so many disk operations.
-const POINTS_EVERY: u64 = 1000;
+const POINTS_EVERY: u64 = 4000;
 
 /// What is to be run, as the environment says.
 #[derive(Clone, Debug)]
@@ -39,9 +40,11 @@ pub(crate) struct Extent {
 
 impl Extent {
     fn plan(&self, seed: u64) -> Plan {
-        let chosen = if self.lasts.is_some() && seed.is_multiple_of(ALL_POINTS_EVERY_SEEDS) { 1 } else { POINTS_EVERY };
-        let points_every = self.points_every.unwrap_or(chosen);
-        Plan { seed, turns: self.turns, without: self.without, points_every }
+        let dense = self.lasts.is_some() && seed.is_multiple_of(DENSE_EVERY_SEEDS);
+        let points_every = self.points_every.unwrap_or(if dense { 1 } else { POINTS_EVERY });
+        // The longer the log, the fewer copies of it can be opened.
+        let turns = if dense { self.turns.min(DENSE_TURNS) } else { self.turns };
+        Plan { seed, turns, without: self.without, points_every }
     }
 }
 
