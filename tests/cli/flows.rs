@@ -119,6 +119,38 @@ fn a_component_that_is_missing_is_named() {
     ");
 }
 
+fn guest(name: &str) -> Vec<u8> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/guests/wat");
+    wat::parse_file(folder.join(name).with_extension("wat")).unwrap()
+}
+
+#[test]
+fn components_that_are_no_steps_are_refused_before_a_run_exists() {
+    let home = Home::new();
+    home.write("wrong-type.wasm", guest("wrong-type")).write("no-export.wasm", guest("no-export"));
+    home.write(
+        "flow.yaml",
+        "flow:\n  id: f\n  steps:\n    - { id: a, component: wrong-type.wasm }\n    \
+         - { id: b, component: no-export.wasm }\n",
+    );
+    snapshot!(home.tm(&["check", "flow.yaml"]), @"
+    stderr:
+    error: flow.yaml:4:27: component 'wrong-type.wasm': it exports tracemind:flow/step@0.1.0, but its run has another type: expected `…record { run-id: string, flow-id: string, step-id: string, t…`, found `…u32) -> u32`
+       |
+     4 |     - { id: a, component: wrong-type.wasm }
+       |                           ^
+    error: flow.yaml:5:27: the component does not export tracemind:flow/step@0.1.0
+       |
+     5 |     - { id: b, component: no-export.wasm }
+       |                           ^
+     hint: a step exports it through the SDK's #[step], or as the world pure-step of wit/
+    exit: 3
+    ");
+    let checked = home.tm(&["check", "flow.yaml", "--json"]);
+    assert_eq!(checked.stdout.matches(r#""code":"COMPILE_FAILED""#).count(), 2, "{checked}");
+    assert_eq!(home.tm(&["run", "flow.yaml"]).code, Some(3));
+}
+
 #[test]
 fn a_step_that_is_not_built_gets_the_command_that_builds_it() {
     let home = Home::new();

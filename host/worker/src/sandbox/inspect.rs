@@ -25,7 +25,7 @@ pub enum InspectError {
     CoreModule,
     #[error("the component is damaged or cut off: {0}")]
     Damaged(#[from] wasmparser::BinaryReaderError),
-    #[error("the component is no step that this host can call: it {0}")]
+    #[error("it {0}")]
     OtherStep(String),
 }
 
