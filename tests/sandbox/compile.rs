@@ -70,6 +70,16 @@ fn a_run_of_another_type_is_refused_with_what_is_there_and_what_was_expected() {
 }
 
 #[test]
+fn a_component_of_a_later_patch_version_of_the_contract_runs() {
+    let compiled = compile_with(&changed("step@0.1.0", "step@0.1.7"), |_| {});
+    let mut worker = Worker::start(&Setup::default());
+    worker.load(1, &compiled.native.expect("an artefact"));
+    let start = worker.start_of(1, "[1]");
+    let report = worker.run(start);
+    assert_eq!(crate::harness::output(&report), "[1]");
+}
+
+#[test]
 fn a_type_that_doubles_on_every_level_is_refused_in_an_instant() {
     use std::fmt::Write;
     let mut types = String::from("(type $t0 (tuple u32 u32))\n");
