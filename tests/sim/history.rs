@@ -90,7 +90,11 @@ impl History {
             now: Millis(1_700_000_000_000),
             rivals: Rivals::default(),
             without: plan.without,
-            result_ttl_ms: if random.chance(50) || small { 5_000 } else { 3_600_000 },
+            result_ttl_ms: match random.below(2) {
+                _ if small => 300,
+                0 => 5_000,
+                _ => 3_600_000,
+            },
             segment_max_bytes: *random.pick(if small { &[8, 16] } else { &SEGMENTS_KIB }).unwrap_or(&96) * 1024,
             hard_depth: if small { 20 } else { 60 },
             small,
@@ -103,7 +107,7 @@ impl History {
             disk,
         };
         history.start();
-        history.clients.register_all(&mut history.inputs);
+        history.clients.register_all(small, &mut history.inputs);
         for turn in 0..plan.turns {
             progress(turn);
             history.step();
