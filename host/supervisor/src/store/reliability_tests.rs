@@ -66,7 +66,7 @@ fn any_flipped_byte_of_a_queue_directory_costs_at_most_its_record_and_is_named()
                 Some(lines) => check_log(path, place, lines, total, &recover::read(&disk, &mut |_, _| {}).unwrap()),
                 None => check_other(path, place, total, &verify(&disk).unwrap()),
             }
-            if tried % every(1013) == 0 {
+            if tried.is_multiple_of(every(1013)) {
                 let report = verify(&disk).unwrap();
                 assert_eq!(report.log, recover::read(&disk, &mut |_, _| {}).unwrap(), "{path} byte {place}");
                 assert_eq!(story(&repair(&disk, true).unwrap()), story(&report), "{path} byte {place}");
