@@ -141,6 +141,9 @@ fn a_component_without_the_export_does_not_load() {
         let answer = worker.next().0;
         let tm_core::wire::FromWorker::LoadFailed { reason, .. } = answer else { panic!("{guest}: {answer:?}") };
         assert!(reason.contains("tracemind:flow/step@0.1.0"), "{reason}");
+        let start = worker.start_of(1, "{}");
+        let failed = crate::harness::failure(&worker.run(start)).clone();
+        assert_eq!((failed.code.as_str(), failed.class), (code::COMPILE_FAILED, code::Class::Fatal), "not tried again");
     }
 }
 

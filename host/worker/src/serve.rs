@@ -13,7 +13,9 @@ use tm_core::{
     code,
     id::{Attempt, TaskRef},
     limits::{PACKET_MAX_BYTES, PACKET_MAX_FDS},
-    wire::{Confinement, ExecuteInit, Folder, FolderRole, FromWorker, Outcome, Report, Start, ToWorker, Usage},
+    wire::{
+        Confinement, ExecuteInit, Failure, Folder, FolderRole, FromWorker, Outcome, Report, Start, ToWorker, Usage,
+    },
 };
 use tokio::{
     io::unix::AsyncFd,
@@ -155,7 +157,8 @@ struct Loaded {
 struct Worker {
     engine: Engine,
     linkers: BTreeMap<Capabilities, Linker<Ctx>>,
-    components: HashMap<u32, Loaded>,
+    /// What cannot be called is kept too, with the reason: each of its starts ends with it, and is not tried again.
+    components: HashMap<u32, Result<Loaded, String>>,
     folders: Arc<Folders>,
     running: HashMap<(TaskRef, Attempt), Arc<Signals>>,
     concurrency: usize,
@@ -230,10 +233,13 @@ impl Worker {
         // can write, and hands it over as a sealed memfd: it cannot change while it is mapped.
         let component = unsafe { Component::deserialize_file(&self.engine, confine::own_path(native)) };
         let component = component.map_err(|error| format!("the native artefact does not load: {error:#}"))?;
-        let run =
-            run::entry_point(&component).ok_or("the component does not export tracemind:flow/step@0.1.0 with run")?;
-        self.components.insert(number, Loaded { component, run, entries: BTreeMap::new() });
-        Ok(())
+        let loaded = match run::entry_point(&component) {
+            Some(run) => Ok(Loaded { component, run, entries: BTreeMap::new() }),
+            None => Err("the component does not export tracemind:flow/step@0.1.0 with run".to_owned()),
+        };
+        let answer = loaded.as_ref().map(drop).map_err(String::clone);
+        self.components.insert(number, loaded);
+        answer
     }
 
     fn start(&mut self, start: Box<Start>, input: Option<&OwnedFd>) {
@@ -248,9 +254,7 @@ impl Worker {
         };
         let entry = match self.entry(start.component, Capabilities::of(&start.grants)) {
             Some(Ok(entry)) => entry,
-            Some(Err(denied)) => {
-                return self.refuse(task, attempt, Outcome::Failed(verdict::host(code::CAPABILITY_DENIED, &denied)));
-            }
+            Some(Err(failure)) => return self.refuse(task, attempt, Outcome::Failed(failure)),
             None => {
                 let reason = format!("component {} is not loaded in this worker", start.component);
                 return self.refuse(task, attempt, Outcome::NotStarted { reason });
@@ -275,12 +279,18 @@ impl Worker {
     }
 
     /// The component's imports bound to what is granted; an import without a grant is the error, by name.
-    fn entry(&mut self, component: u32, grants: Capabilities) -> Option<Result<Arc<Entry>, String>> {
-        let loaded = self.components.get_mut(&component)?;
+    fn entry(&mut self, component: u32, grants: Capabilities) -> Option<Result<Arc<Entry>, Failure>> {
+        let loaded = match self.components.get_mut(&component)? {
+            Ok(loaded) => loaded,
+            Err(reason) => return Some(Err(verdict::host(code::COMPILE_FAILED, reason))),
+        };
         if let Some(entry) = loaded.entries.get(&grants) {
             return Some(Ok(Arc::clone(entry)));
         }
-        let words = |error: wasmtime::Error| format!("the step imports what it was not granted: {error:#}");
+        let words = |error: wasmtime::Error| {
+            let message = format!("the step imports what it was not granted, or as another type: {error:#}");
+            verdict::host(code::CAPABILITY_DENIED, &message)
+        };
         if !self.linkers.contains_key(&grants) {
             match linker(&self.engine, grants) {
                 Ok(made) => self.linkers.insert(grants, made),
