@@ -58,6 +58,8 @@ pub(crate) struct History {
     pub(crate) ledger: Ledger,
     pub(crate) inputs: VecDeque<Input>,
     pub(crate) now: Millis,
+    /// The latest time that a turn was told, before the clock went back.
+    pub(crate) latest: Millis,
     pub(crate) rivals: Rivals,
     pub(crate) without: Without,
     result_ttl_ms: u64,
@@ -88,6 +90,7 @@ impl History {
             ledger: Ledger::default(),
             inputs: VecDeque::new(),
             now: Millis(1_700_000_000_000),
+            latest: Millis(0),
             rivals: Rivals::default(),
             without: plan.without,
             result_ttl_ms: match random.below(2) {
@@ -259,7 +262,7 @@ impl History {
     fn stop(&mut self, what: Break, phase: &'static str) {
         self.world.coverage.fault(what.name(), phase);
         if phase == "before decide" && self.turn.is_some() {
-            self.before = self.turn.as_ref().map(|turn| image(&turn.state, self.now));
+            self.before = self.turn.as_ref().map(|turn| image(&turn.state, self.latest));
         }
         self.disk.inner().stop(what);
         self.restart();
@@ -298,6 +301,7 @@ impl History {
                 self.inputs
             );
         }
+        self.latest = self.latest.max(self.now).max(turn.state.last_at);
         let done = turn.turn(self.now, &mut self.inputs, &mut self.world);
         self.now = self.now.max(turn.state.last_at);
         let broken = self.disk.inner().broken;
@@ -423,7 +427,7 @@ impl History {
         let unfinished = count(RunState::Stalled);
         assert_eq!(state.runs.len() as u64, unfinished);
         // Cut off between two turns once more: nothing is lost when nothing happens.
-        self.before = Some(image(state, self.now));
+        self.before = Some(image(state, self.latest));
         self.disk.inner().stop(Break::PowerLoss);
         self.restart();
         let Some(turn) = &self.turn else { return };

@@ -22,7 +22,7 @@ use crate::{
     faults::Without,
     history::{History, SECRET},
     letters,
-    opening::image,
+    opening::{assert_same, image},
     random::Random,
     storage::Storage,
     world::World,
@@ -79,7 +79,7 @@ impl History {
                 _ => None,
             };
             if let (Some(same), Some(_)) = (same, around.before) {
-                assert_eq!(image(&turn.state, self.now), image(same, self.now), "{place}: replay gives another state");
+                assert_same(&image(same, self.latest), &image(&turn.state, self.latest), &place);
                 self.world.coverage.see("crash point means", "state is the same as before");
             }
         }

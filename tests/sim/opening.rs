@@ -80,11 +80,7 @@ impl History {
     /// What was acknowledged is there; after a stop between two turns everything is.
     fn compare(&mut self, turn: &Turn<SimDisk>) {
         if let Some(before) = self.before.take() {
-            let after = image(&turn.state, self.now);
-            for (before, after) in before.lines().zip(after.lines()) {
-                assert_eq!(before, after, "replay gives another state than the one that was");
-            }
-            assert_eq!(before.len(), after.len(), "replay gives another state than the one that was");
+            assert_same(&before, &image(&turn.state, self.latest), "after recovery");
             self.world.coverage.see("recovery", "state is the same as before");
         }
         self.judge_state(&turn.state, "after recovery", None);
@@ -104,6 +100,13 @@ impl History {
 /// A new queue writes its first frame while it opens.
 fn ledger_after(turn: &Turn<SimDisk>) -> u64 {
     if turn.state.flows.is_empty() { 2 } else { 1 }
+}
+
+pub(crate) fn assert_same(before: &str, after: &str, place: &str) {
+    for (before, after) in before.lines().zip(after.lines()) {
+        assert_eq!(before, after, "{place}: replay gives another state than the one that was");
+    }
+    assert_eq!(before.len(), after.len(), "{place}: replay gives another state than the one that was");
 }
 
 /// All that must survive a restart, as text. What is only in memory is left out, what time alone changes is done.
