@@ -18,8 +18,11 @@ const FAULTY: &str =
 fn a_queue_that_is_a_file_is_no_folder() {
     let home = Home::new();
     home.write("queue", "").write("flow.yaml", FAULTY);
-    for command in [&["queue", "stats"][..], &["queue", "ls"], &["enqueue", "hello"], &["workers", "start"]] {
-        let ran = home.tm(&[command, &["--queue-dir", "queue"]].concat());
+    let commands =
+        ["queue stats", "queue ls", "queue verify", "queue repair", "queue repair --dry-run", "enqueue hello"];
+    for command in commands.into_iter().chain(["workers start"]) {
+        let command: Vec<_> = command.split(' ').collect();
+        let ran = home.tm(&[&command[..], &["--queue-dir", "queue"]].concat());
         assert!(ran.stderr.contains("queue is not a folder") && ran.stderr.contains("hint: "), "{command:?}: {ran}");
     }
     assert_eq!(home.files(), ["flow.yaml", "queue"]);

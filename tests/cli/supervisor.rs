@@ -45,9 +45,7 @@ impl Drop for Running<'_> {
 fn it_says_when_it_is_ready_and_how_it_ended() {
     let home = Home::new();
     let mut running = Running::start(&home, &[]);
-    snapshot!(running.ready, @"
-    worker supervisor running (pid N); ctrl-c or 'tm workers stop' to drain
-    ");
+    snapshot!(running.ready, @"worker supervisor running (pid N); ctrl-c or 'tm workers stop' to drain");
     snapshot!(home.tm(&["queue", "stats"]), @"
     stdout:
     backend=file depth=0 ready=0 inflight=0 lag_seconds=0.000
@@ -132,7 +130,16 @@ fn a_memory_queue_answers_as_one() {
     backend=memory depth=0 ready=0 inflight=0 lag_seconds=0.000
     exit: 0
     ");
+    assert!(home.tm(&["queue", "stats"]).stdout.starts_with("backend=memory"), "whoever asks");
     running.stop();
+    // What it leaves, its folders with their locks, is no queue on disk.
+    let left = home.files();
+    for command in ["queue stats", "queue ls", "queue verify", "queue repair", "dlq requeue x", "queue forget-key f k"]
+    {
+        let ran = home.tm(&command.split(' ').collect::<Vec<_>>());
+        assert!(ran.code == Some(4) && ran.stderr.starts_with("error: no queue at data/queue\n"), "{command}: {ran}");
+    }
+    assert_eq!(home.files(), left, "nothing is created");
 }
 
 #[test]

@@ -206,9 +206,8 @@ pub fn preview(
 }
 
 fn replayed(options: &Options) -> Result<(RealDisk, State, Recovery), RunError> {
-    let queue = &options.roots.queue;
-    if !queue.is_dir() {
-        return Err(RunError::NoQueue { path: queue.clone() });
+    if !options.roots.hold_a_queue() {
+        return Err(RunError::NoQueue { path: options.roots.queue.clone() });
     }
     let disk = RealDisk::existing(&options.roots)?;
     let mut state = State::default();

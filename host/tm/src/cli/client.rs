@@ -257,7 +257,7 @@ impl Way {
         if backend == Some(Backend::Memory) {
             return Err(memory().into());
         }
-        if matches!(need, Need::Read | Need::Change) && !queue_dir.is_dir() {
+        if matches!(need, Need::Read | Need::Change) && !folders.roots().hold_a_queue() {
             return Err(Failure::no_queue(queue_dir).into());
         }
         if need == Need::Wait {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs, io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -22,6 +23,7 @@ use rustix::{
 };
 
 use super::{Disk, DiskError, Entry, How, Kind, Later, perform};
+use crate::{daemon::SOCKET_NAME, store::lock};
 
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 const FOLDER_MODE: Mode = Mode::from_raw_mode(0o700);
@@ -51,6 +53,17 @@ impl Roots {
     #[must_use]
     pub fn named(&self) -> [(&'static str, &Path); 4] {
         [("queue", &self.queue), ("idempotency", &self.idempotency), ("dlq", &self.dlq), ("store", &self.store)]
+    }
+
+    /// Whether a queue is kept here: a folder with a lock and a socket alone is a memory queue's, or nobody's yet.
+    #[must_use]
+    pub fn hold_a_queue(&self) -> bool {
+        let is_more = |name: &OsStr| name != lock::FILE && name != SOCKET_NAME;
+        match fs::read_dir(&self.queue) {
+            Ok(mut entries) => entries.any(|entry| entry.is_ok_and(|entry| is_more(&entry.file_name()))),
+            // Whoever opens it says why it cannot be read.
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
     }
 }
 

@@ -53,7 +53,8 @@ pub(crate) fn repair(args: &RepairArgs) -> Outcome {
 }
 
 fn existing(folders: &Folders) -> Result<RealDisk, Failure> {
-    if !folders.queue_dir.is_dir() {
+    folders.check()?;
+    if !folders.roots().hold_a_queue() {
         return Err(Failure::no_queue(&folders.queue_dir));
     }
     Ok(RealDisk::existing(&folders.roots())?)
