@@ -257,9 +257,7 @@ impl<D: Disk> Turn<D> {
 
     /// One input, when there is room for what it may write.
     fn take(&mut self, now: Millis, mut input: Input) -> Result<(), LogError> {
-        if let Input::Requeue { action, .. } | Input::Purge { action, .. } = &input
-            && action.dry_run
-        {
+        if !decide::changes(&self.state, &input) {
             // It writes nothing, so it reserves nothing either (I12).
             self.decide(now, |state, world| decide(state, world, input));
             return Ok(());

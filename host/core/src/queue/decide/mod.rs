@@ -14,6 +14,7 @@ mod pattern;
 
 pub use compact::Sweep;
 pub use lease::{Runnable, lease};
+pub use operate::changes;
 
 use alloc::{boxed::Box, string::String, vec::Vec};
 

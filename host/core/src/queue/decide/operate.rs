@@ -1,20 +1,40 @@
 //! The operator's verbs: cancel a run, requeue and purge dead letters.
 
-use alloc::{boxed::Box, format, string::String, vec::Vec};
+use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 
 use crate::{
     api::{ApiError, DlqAction, DlqOutcome, ErrorKind, Reply, RunState},
-    id::TaskRef,
+    id::{RunId, TaskRef},
     queue::{
         apply::key_name,
-        decide::{Desk, entry_of, pattern, refusal},
+        decide::{Desk, Input, entry_of, pattern, refusal},
         effect::{Effect, Ticket},
         event::Event,
         indexes::each_task,
         run::Phase,
+        state::State,
         view::{self, Found},
     },
 };
+
+/// Whether an operator's input would change anything: what looks and what is refused needs no room in the log.
+#[must_use]
+pub fn changes(state: &State, input: &Input) -> bool {
+    match input {
+        Input::Cancel { id, .. } => {
+            matches!(view::find_run(state, id), Found::Run(run) if state.runs.contains_key(&run))
+        }
+        Input::Requeue { action, .. } => {
+            !action.dry_run
+                && chosen(state, action).is_ok_and(|all| all.iter().any(|(_, task)| key_holder(state, *task).is_none()))
+        }
+        Input::Purge { action, .. } => !action.dry_run && chosen(state, action).is_ok(),
+        Input::ForgetKey { tenant, flow, key, .. } => {
+            state.keys.contains_key(&(Arc::from(tenant.as_str()), flow.clone(), key.clone()))
+        }
+        _ => true,
+    }
+}
 
 impl Desk<'_> {
     pub(crate) fn cancel(&mut self, ticket: Ticket, id: &str) {
@@ -35,13 +55,13 @@ impl Desk<'_> {
     }
 
     pub(crate) fn requeue(&mut self, ticket: Ticket, action: &DlqAction) {
-        let reply = match self.chosen(action) {
+        let reply = match chosen(self.state, action) {
             Err(error) => Reply::Error(*error),
             Ok(chosen) => {
                 let mut outcomes = Vec::new();
                 for (entry_id, task) in chosen {
                     let task_id = self.state.task_name(task);
-                    let (outcome, why) = match self.key_holder(task) {
+                    let (outcome, why) = match key_holder(self.state, task) {
                         Some(holder) => ("skipped", Some(format!("key held by {holder}"))),
                         None if action.dry_run => ("would requeue", None),
                         None => {
@@ -66,15 +86,8 @@ impl Desk<'_> {
         self.advance(task.run);
     }
 
-    /// Another run that holds the idempotency key of this task's run.
-    fn key_holder(&self, task: TaskRef) -> Option<crate::id::RunId> {
-        let run = self.state.runs.get(&task.run)?;
-        let holder = *self.state.keys.get(&key_name(&self.state.flows, run)?)?;
-        (holder != task.run).then_some(holder)
-    }
-
     pub(crate) fn purge(&mut self, ticket: Ticket, action: &DlqAction) {
-        let reply = match self.chosen(action) {
+        let reply = match chosen(self.state, action) {
             Err(error) => Reply::Error(*error),
             Ok(chosen) => {
                 let mut outcomes = Vec::new();
@@ -95,7 +108,7 @@ impl Desk<'_> {
     }
 
     /// Ends a run before its time: its dead letters are purged with it, its running attempts are told to stop.
-    fn end_run(&mut self, id: crate::id::RunId, state: RunState) {
+    fn end_run(&mut self, id: RunId, state: RunState) {
         let Some(run) = self.state.runs.get(&id) else { return };
         let letters: Vec<(String, TaskRef)> =
             run.letters().map(|(task, letter)| (letter.entry.clone(), task)).collect();
@@ -123,19 +136,26 @@ impl Desk<'_> {
             self.effect(Effect::ArchiveEntry { entry: Box::new(entry) });
         }
     }
+}
 
-    fn chosen(&self, action: &DlqAction) -> Result<Vec<(String, TaskRef)>, Box<ApiError>> {
-        let pattern = &action.pattern;
-        let found = pattern::matches(self.state, action);
-        if found.is_empty() {
-            return Err(Box::new(refusal(ErrorKind::Failed, format!("no DLQ entries match '{pattern}'"))));
-        }
-        if found.len() > 1 && pattern::is_glob(pattern) && !action.all && !action.dry_run {
-            let count = found.len();
-            let message = format!("'{pattern}' matches {count} entries; nothing was changed");
-            let hint = Some(String::from("add --all to act on all of them, or --dry-run to see them"));
-            return Err(Box::new(ApiError { hint, ..refusal(ErrorKind::Usage, message) }));
-        }
-        Ok(found)
+/// Another run that holds the idempotency key of this task's run.
+fn key_holder(state: &State, task: TaskRef) -> Option<RunId> {
+    let run = state.runs.get(&task.run)?;
+    let holder = *state.keys.get(&key_name(&state.flows, run)?)?;
+    (holder != task.run).then_some(holder)
+}
+
+fn chosen(state: &State, action: &DlqAction) -> Result<Vec<(String, TaskRef)>, Box<ApiError>> {
+    let pattern = &action.pattern;
+    let found = pattern::matches(state, action);
+    if found.is_empty() {
+        return Err(Box::new(refusal(ErrorKind::Failed, format!("no DLQ entries match '{pattern}'"))));
     }
+    if found.len() > 1 && pattern::is_glob(pattern) && !action.all && !action.dry_run {
+        let count = found.len();
+        let message = format!("'{pattern}' matches {count} entries; nothing was changed");
+        let hint = Some(String::from("add --all to act on all of them, or --dry-run to see them"));
+        return Err(Box::new(ApiError { hint, ..refusal(ErrorKind::Usage, message) }));
+    }
+    Ok(found)
 }
