@@ -8,6 +8,7 @@ mod environment;
 mod flows;
 mod handover;
 mod home;
+mod letters;
 mod lost;
 mod queue;
 mod refusals;
