@@ -6,11 +6,13 @@ use tm_core::{
     code::Class,
     flow::spec::{EnvFrom, EnvSource, EnvSpec, FilesSpec, FlowDef, GrantsDef, Mode, StepDef},
     id::{Digest, FlowNo, RunId, TaskRef, WorkerId},
-    json::{Json, Payload},
+    json::{BlobRef, Json, Payload},
     limits::Limits,
     queue::{
         event::{Dead, Enqueued, Event, Frame, ReleaseReason, RetryScheduled, Succeeded},
-        run::{AttemptRecord, Fan, FinishedRun, Letter, Phase, Run, RunExtra, StepDone, StepRun, Task, TaskEnd},
+        run::{
+            AttemptRecord, Fan, FinishedRun, Letter, Phase, Run, RunExtra, StepDone, StepRun, Success, Task, TaskEnd,
+        },
     },
     time::Millis,
     wire::{ArtifactEntry, Required, Usage},
@@ -122,7 +124,7 @@ fn raw(text: &str) -> Json {
 }
 
 fn blob() -> Payload {
-    Payload::Blob { digest: Digest::of(b"blob"), size_bytes: 70_000 }
+    Payload::Blob(Box::new(BlobRef { digest: Digest::of(b"blob"), size_bytes: 70_000 }))
 }
 
 fn flow() -> FlowDef {
@@ -257,8 +259,8 @@ fn run() -> Run {
             task(Phase::Held),
             task(Phase::Ready { since: AT }),
             task(Phase::Delayed { ready_at: AT.plus(1) }),
-            task(Phase::Succeeded { output: json("1"), artifacts }),
-            task(Phase::Succeeded { output: blob(), artifacts: vec![] }),
+            task(Phase::Succeeded(Box::new(Success { output: json("1"), artifacts }))),
+            task(Phase::Succeeded(Box::new(Success { output: blob(), artifacts: vec![] }))),
             task(Phase::Dead(Box::new(letter(true)))),
         ],
         next: 1,

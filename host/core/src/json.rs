@@ -86,7 +86,14 @@ pub enum Payload {
     #[serde(rename = "json")]
     Inline(Json),
     #[serde(rename = "blob")]
-    Blob { digest: Digest, size_bytes: u64 },
+    Blob(Box<BlobRef>),
+}
+
+/// A blob by its content. Boxed in a [`Payload`], because few payloads are blobs and every task holds one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobRef {
+    pub digest: Digest,
+    pub size_bytes: u64,
 }
 
 impl Payload {
@@ -94,7 +101,7 @@ impl Payload {
     pub fn size_bytes(&self) -> u64 {
         match self {
             Self::Inline(json) => json.size_bytes(),
-            Self::Blob { size_bytes, .. } => *size_bytes,
+            Self::Blob(blob) => blob.size_bytes,
         }
     }
 
@@ -102,7 +109,7 @@ impl Payload {
     pub fn blob(&self) -> Option<Digest> {
         match self {
             Self::Inline(_) => None,
-            Self::Blob { digest, .. } => Some(*digest),
+            Self::Blob(blob) => Some(blob.digest),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! bound; everything else goes to [`Evaluate`] with its bounds. Nothing here changes a run: the results stand in events.
 
 use alloc::{
+    boxed::Box,
     format,
     string::{String, ToString},
     vec::Vec,
@@ -17,7 +18,7 @@ use crate::{
         spec::{FlowDef, StepDef},
     },
     id::Digest,
-    json::{Json, Payload},
+    json::{BlobRef, Json, Payload},
     limits::{INLINE_MAX_BYTES, INPUT_MAX_BYTES, ITEMS_PER_FAN_OUT_MAX},
     queue::run::{Run, StepRun},
 };
@@ -52,7 +53,7 @@ pub fn payload_of(json: Json, blobs: &dyn Blobs) -> Payload {
     if json.size_bytes() > INLINE_MAX_BYTES
         && let Some(digest) = blobs.put(&json)
     {
-        return Payload::Blob { digest, size_bytes: json.size_bytes() };
+        return Payload::Blob(Box::new(BlobRef { digest, size_bytes: json.size_bytes() }));
     }
     Payload::Inline(json)
 }
@@ -200,7 +201,8 @@ impl Inputs<'_> {
     fn text(&self, payload: &Payload) -> Result<Json, EvaluateFault> {
         match payload {
             Payload::Inline(json) => Ok(json.clone()),
-            Payload::Blob { digest, .. } => {
+            Payload::Blob(blob) => {
+                let digest = &blob.digest;
                 self.blobs.read(digest).ok_or_else(|| fault(format!("blob {digest} is missing or damaged")))
             }
         }

@@ -14,8 +14,8 @@ use crate::{
         event::{Dead, Enqueued, Event, Frame, ReleaseReason, RetryScheduled, Succeeded},
         indexes::Place,
         run::{
-            ATTEMPTS_KEPT, AttemptRecord, Fan, FinishedRun, Letter, Phase, Run, RunExtra, StepDone, StepRun, Task,
-            TaskEnd,
+            ATTEMPTS_KEPT, AttemptRecord, Fan, FinishedRun, Letter, Phase, Run, RunExtra, StepDone, StepRun, Success,
+            Task, TaskEnd,
         },
         state::{KeyName, Registered, State, result_bytes},
     },
@@ -225,7 +225,7 @@ impl State {
         if let Some(name) = key_name(&self.flows, &run) {
             self.keys.insert(name, run.id);
         }
-        if let Some(before) = self.runs.insert(run.id, run) {
+        if let Some(before) = self.runs.insert(run.id, Box::new(run)) {
             self.indexes.remove_run(&before);
         }
         Some(())
@@ -239,7 +239,7 @@ impl State {
         end_attempt(found, succeeded.attempt, at, "succeeded", None, succeeded.usage);
         found.attempt = found.attempt.max(succeeded.attempt);
         let (output, artifacts) = (succeeded.output.clone(), succeeded.artifacts.clone());
-        indexes.set_phase(place, found, Phase::Succeeded { output, artifacts });
+        indexes.set_phase(place, found, Phase::Succeeded(Box::new(Success { output, artifacts })));
         if task.item.is_some() {
             if let Some(StepRun::Fan(fan)) = self.runs.get_mut(&task.run)?.steps.get_mut(usize::from(task.step)) {
                 fan.output_bytes += succeeded.output.size_bytes();
@@ -445,7 +445,7 @@ impl State {
         {
             self.keys.insert(name, run.id);
         }
-        self.runs.insert(run.id, run);
+        self.runs.insert(run.id, Box::new(run));
     }
 
     /// Forgets outputs that the end of `step` made unneeded, and the step's own when nothing waits for it.

@@ -50,7 +50,7 @@ pub fn check(state: &State) -> Vec<String> {
                 Phase::Dead(letter) => {
                     letters.insert(letter.entry.clone(), task);
                 }
-                Phase::Held | Phase::Succeeded { .. } => {}
+                Phase::Held | Phase::Succeeded(_) => {}
             }
             moving |= matches!(found.phase, Phase::Ready { .. } | Phase::Delayed { .. } | Phase::Leased { .. });
             let rising = found.attempts.windows(2).all(|pair| pair[0].attempt < pair[1].attempt);
@@ -66,7 +66,7 @@ pub fn check(state: &State) -> Vec<String> {
                 StepRun::Fan(fan) => {
                     let count =
                         |wanted: fn(&Phase) -> bool| fan.tasks.iter().filter(|task| wanted(&task.phase)).count();
-                    if count(|phase| matches!(phase, Phase::Succeeded { .. })) != fan.succeeded as usize
+                    if count(|phase| matches!(phase, Phase::Succeeded(_))) != fan.succeeded as usize
                         || count(|phase| matches!(phase, Phase::Dead(_))) != fan.dead as usize
                     {
                         broken.push(format!("run {} step {place}: the fan-out miscounts its ends", run.id));

@@ -45,7 +45,7 @@ impl Indexes {
                     }
                 }
             }
-            Phase::Held | Phase::Succeeded { .. } | Phase::Dead(_) => {}
+            Phase::Held | Phase::Succeeded(_) | Phase::Dead(_) => {}
         }
     }
 
@@ -60,7 +60,7 @@ impl Indexes {
             Phase::Leased { worker } => {
                 self.leased += u64::from(self.leases.entry(worker).or_default().insert(place.task));
             }
-            Phase::Held | Phase::Succeeded { .. } | Phase::Dead(_) => {}
+            Phase::Held | Phase::Succeeded(_) | Phase::Dead(_) => {}
         }
     }
 

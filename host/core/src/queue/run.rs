@@ -128,12 +128,16 @@ pub enum Phase {
     Leased {
         worker: WorkerId,
     },
-    Succeeded {
-        output: Payload,
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        artifacts: Vec<ArtifactEntry>,
-    },
+    Succeeded(Box<Success>),
     Dead(Box<Letter>),
+}
+
+/// What a task gave.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Success {
+    pub output: Payload,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub artifacts: Vec<ArtifactEntry>,
 }
 
 /// A dead letter.
@@ -239,7 +243,7 @@ impl Run {
     /// The end that `task` may still be given: any of its phases but those that are final.
     #[must_use]
     pub fn is_open(&self, task: TaskRef) -> bool {
-        self.task(task).is_some_and(|task| !matches!(task.phase, Phase::Succeeded { .. } | Phase::Dead(_)))
+        self.task(task).is_some_and(|task| !matches!(task.phase, Phase::Succeeded(_) | Phase::Dead(_)))
     }
 
     /// The pending dead letters with their tasks, in the order of the flow.

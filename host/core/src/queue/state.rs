@@ -1,6 +1,7 @@
 //! All that the queue knows, in memory. Only [`super::apply`] changes what events say.
 
 use alloc::{
+    boxed::Box,
     collections::{BTreeMap, BTreeSet},
     string::{String, ToString},
     sync::Arc,
@@ -38,7 +39,8 @@ pub struct State {
     /// The newest registration of each (tenant, flow id).
     pub latest: BTreeMap<(Arc<str>, String), FlowNo>,
     /// Unfinished runs.
-    pub runs: BTreeMap<RunId, Run>,
+    /// Boxed: the leaves of a tree that grows at its end stay half empty.
+    pub runs: BTreeMap<RunId, Box<Run>>,
     pub finished: BTreeMap<RunId, FinishedRun>,
     /// (tenant, flow id, key): the run that holds it.
     pub keys: BTreeMap<KeyName, RunId>,
@@ -205,8 +207,8 @@ impl State {
 
 fn see_task(task: &Task, see: &mut impl FnMut(&Payload)) {
     see(&task.input);
-    if let Phase::Succeeded { output, .. } = &task.phase {
-        see(output);
+    if let Phase::Succeeded(success) = &task.phase {
+        see(&success.output);
     }
 }
 

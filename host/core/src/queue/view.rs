@@ -297,7 +297,7 @@ fn step_rows(
             Phase::Ready { .. } => (TaskState::Ready, blocked(run.flow, place)),
             Phase::Delayed { ready_at } => (TaskState::Delayed, Some(format!("{ready_at}"))),
             Phase::Leased { .. } => (TaskState::Leased, None),
-            Phase::Succeeded { .. } => (TaskState::Succeeded, None),
+            Phase::Succeeded(_) => (TaskState::Succeeded, None),
             Phase::Dead(letter) => (TaskState::Dead, Some(death(letter))),
         };
         TaskRow {
@@ -332,12 +332,8 @@ fn step_rows(
 
 /// Why a task is dead, on one line: its message may be a tenant's text.
 fn death(letter: &Letter) -> String {
-    let line: String = letter
-        .message
-        .chars()
-        .map(|char| if char.is_control() { ' ' } else { char })
-        .take(MESSAGE_CHARS_MAX)
-        .collect();
+    let line: String =
+        letter.message.chars().map(|char| if char.is_control() { ' ' } else { char }).take(MESSAGE_CHARS_MAX).collect();
     format!("{}: {}: {line}", letter.code, letter.entry)
 }
 
@@ -425,6 +421,6 @@ pub fn dead_letters(state: &State, filter: &DlqFilter) -> Vec<DlqEntry> {
 fn read(payload: &Payload, blobs: &dyn Blobs) -> Option<Json> {
     match payload {
         Payload::Inline(json) => Some(json.clone()),
-        Payload::Blob { digest, .. } => blobs.read(digest),
+        Payload::Blob(blob) => blobs.read(&blob.digest),
     }
 }

@@ -207,7 +207,7 @@ impl<D: Disk> House<D> {
     pub(super) fn input_digest(&self, state: &State, task: TaskRef) -> Option<Digest> {
         match &state.runs.get(&task.run)?.task(task)?.input {
             Payload::Inline(json) => Some(Digest::of(json.get().as_bytes())),
-            Payload::Blob { digest, .. } => Some(*digest),
+            Payload::Blob(blob) => Some(blob.digest),
         }
     }
 
@@ -250,7 +250,7 @@ impl<D: Disk> House<D> {
         let blobs = &self.blobs;
         let open = |payload: &Payload| -> Result<OwnedFd, String> {
             match payload {
-                Payload::Blob { digest, .. } => blobs.open(digest).map_err(|error| error.to_string()),
+                Payload::Blob(blob) => blobs.open(&blob.digest).map_err(|error| error.to_string()),
                 Payload::Inline(json) => sealed::make(json.get().as_bytes()).map_err(|error| error.to_string()),
             }
         };

@@ -115,6 +115,11 @@ pub(crate) fn object(text: &str, from: &str) -> Result<Json, Failure> {
     let json = Json::parse(text).map_err(|error| {
         Failure::usage(format!("{from} is not JSON: {error}")).hint("quote it for the shell: -i '{\"name\": \"x\"}'")
     })?;
+    is_object(json, from)
+}
+
+/// Refuses JSON of another kind.
+pub(crate) fn is_object(json: Json, from: &str) -> Result<Json, Failure> {
     let found = match json.get().trim_start().as_bytes().first() {
         Some(b'{') => return Ok(json),
         Some(b'[') => "an array",

@@ -55,7 +55,7 @@ impl Desk<'_> {
                         .tasks
                         .iter()
                         .filter_map(|task| match &task.phase {
-                            Phase::Succeeded { output, .. } => Some(output),
+                            Phase::Succeeded(success) => Some(&success.output),
                             _ => None,
                         })
                         .collect();

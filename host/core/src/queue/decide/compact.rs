@@ -89,9 +89,8 @@ impl Sweep {
             }
             At::Runs(from) => {
                 let runs = desk.state.runs.range(from..).take(16 * most);
-                let next = slice.fill(runs, |_, run| {
-                    is_needed(run.flow, run.home).then(|| Event::RunSnapshot(Box::new(run.clone())))
-                });
+                let next =
+                    slice.fill(runs, |_, run| is_needed(run.flow, run.home).then(|| Event::RunSnapshot(run.clone())));
                 let more = next.filter(|next| desk.state.runs.range(next..).next().is_some());
                 self.at = more.map_or(At::Finished(RunId(0)), At::Runs);
             }

@@ -50,7 +50,7 @@ impl Desk<'_> {
         checked_request(request, &input)?;
         let input_digest = key.as_ref().map(|_| match &input {
             Payload::Inline(json) => Digest::of(json.get().as_bytes()),
-            Payload::Blob { digest, .. } => *digest,
+            Payload::Blob(blob) => blob.digest,
         });
         if let Some(key) = &key
             && let Some(reply) = self.held_key(request, key, input_digest)?
@@ -103,7 +103,7 @@ impl Desk<'_> {
             }
             let read = |payload: &Payload| match payload {
                 Payload::Inline(json) => Some(json.clone()),
-                Payload::Blob { digest, .. } => self.world.blobs.read(digest),
+                Payload::Blob(blob) => self.world.blobs.read(&blob.digest),
             };
             (held.input_digest, RunState::Succeeded, held.output.as_ref().and_then(read))
         } else {

@@ -67,7 +67,7 @@ impl Line {
             own.idempotency_key = Some(values::key(&key, "idempotency_key")?);
         }
         let input = self.input.ok_or_else(|| Failure::usage("the line has no 'input'"))?;
-        Ok((own, values::object(input.get(), "input")?))
+        Ok((own, values::is_object(input, "input")?))
     }
 }
 
@@ -89,7 +89,7 @@ pub(crate) fn open(path: &Path) -> Result<BufReader<Box<dyn io::Read>>, Failure>
     } else {
         Box::new(File::open(path).map_err(|error| Failure::io("read the batch", path, &error))?)
     };
-    Ok(BufReader::with_capacity(64 * 1024, source))
+    Ok(BufReader::with_capacity(CHUNK_MAX_BYTES, source))
 }
 
 /// Sends every line and prints every reply; exit 1 when a line was refused.

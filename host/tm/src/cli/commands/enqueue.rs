@@ -48,7 +48,12 @@ fn many(args: &EnqueueArgs, lines: &Path) -> Outcome {
     let source = batch::open(lines)?;
     let mut session = Session::open(&args.folders, args.flags.backend.queue, flow.need())?;
     let known = flow.register(&mut session, tenant)?;
-    batch::run(source, &mut session, |line| line.over(&template).map(|(own, input)| own.request(&known, tenant, input)))
+    let done = batch::run(source, &mut session, |line| {
+        line.over(&template).map(|(own, input)| own.request(&known, tenant, input))
+    });
+    // Every reply is out and durable, and the process ends: taking apart a large queue in memory would only take time.
+    std::mem::forget(session);
+    done
 }
 
 /// What all runs of one command share, from its flags.
