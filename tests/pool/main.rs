@@ -6,6 +6,7 @@ mod confinement;
 mod drain;
 mod environment;
 mod flows;
+mod full_disk;
 mod handover;
 mod home;
 mod letters;
