@@ -2,6 +2,7 @@
 //! acknowledged is lost, done twice or left behind.
 //!
 //! `TM_CRASH_SEED` repeats a history (as far as the machine's timing allows), `TM_CRASH_ROUNDS` sets its length.
+//! `scripts/kill-rounds` sets both.
 
 mod client;
 mod house;

@@ -7,7 +7,7 @@ use crate::{
     house::{Supervisor, eventually, kill_worker},
     log::{History, Watch},
     random::Random,
-    trial::Trial,
+    trial::{Count, Trial},
 };
 
 const CLIENTS: u32 = 4;
@@ -41,7 +41,13 @@ pub(crate) enum Victim {
 /// What was killed, and what is proven about the moment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Evidence {
+    rounds: u32,
+    acknowledged: usize,
+    /// Attempts that were started.
+    starts: u64,
     pub(crate) supervisors: u32,
+    /// Of these, by a client at an acknowledgement.
+    by_clients: u32,
     pub(crate) workers: u32,
     pub(crate) clients: u32,
     /// Processes that a killed supervisor had started and that ended by themselves.
@@ -59,7 +65,11 @@ pub(crate) struct Evidence {
 
 impl Evidence {
     pub(crate) fn add(&mut self, other: &Self) {
+        self.rounds += other.rounds;
+        self.acknowledged += other.acknowledged;
+        self.starts += other.starts;
         self.supervisors += other.supervisors;
+        self.by_clients += other.by_clients;
         self.workers += other.workers;
         self.clients += other.clients;
         self.inherited += other.inherited;
@@ -77,20 +87,20 @@ impl fmt::Display for Evidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "killed {} supervisors ({} processes with them), {} workers, {} clients; {} kills inside a commit ({} runs \
-             unacknowledged, {} records torn); {} leases live, {} attempts lost; rounds proven: commit {}, leases {}",
-            self.supervisors,
-            self.inherited,
-            self.workers,
-            self.clients,
-            self.commits,
-            self.unacknowledged,
-            self.torn,
-            self.leases,
-            self.lost,
-            self.commit_rounds,
-            self.lease_rounds,
-        )
+            "{} rounds, {} runs acknowledged, {} attempts started; ",
+            self.rounds, self.acknowledged, self.starts
+        )?;
+        write!(
+            f,
+            "killed {} supervisors ({} at an acknowledgement, {} processes with them), {} workers, {} clients; ",
+            self.supervisors, self.by_clients, self.inherited, self.workers, self.clients
+        )?;
+        write!(
+            f,
+            "{} kills inside a commit ({} runs unacknowledged, {} records torn); {} leases live, {} attempts lost; ",
+            self.commits, self.unacknowledged, self.torn, self.leases, self.lost
+        )?;
+        write!(f, "rounds proven: commit {}, leases {}", self.commit_rounds, self.lease_rounds)
     }
 }
 
@@ -121,7 +131,7 @@ impl Drop for Client {
 
 impl Round {
     pub(crate) fn run(&self, trial: &mut Trial, random: &mut Random) -> Evidence {
-        let mut evidence = Evidence::default();
+        let mut evidence = Evidence { rounds: 1, ..Evidence::default() };
         let mut supervisor = Supervisor::start(&trial.home);
         let mut clients: Vec<_> = (0..CLIENTS).map(|client| self.client(trial, client, random)).collect();
         match self.victim {
@@ -151,7 +161,8 @@ impl Round {
             trial.take(recorded(&client.plan.acks).acks);
         }
         let keys: Vec<_> = clients.iter().flat_map(|client| client.plan.all_keys()).collect();
-        evidence.lost = trial.settle(supervisor, &keys);
+        Count { starts: evidence.starts, lost: evidence.lost } = trial.settle(supervisor, &keys);
+        evidence.acknowledged = keys.len();
         // A proof counts whatever the round was after; but only steps that take a while count as leases.
         let leased = self.moment == Moment::LeasesLive && evidence.lost > 0;
         (evidence.commit_rounds, evidence.lease_rounds) = ((evidence.commits > 0).into(), leased.into());
@@ -209,6 +220,7 @@ impl Round {
             }
             evidence.inherited += supervisor.kill();
             evidence.supervisors += 1;
+            evidence.by_clients += u32::from(self.moment == Moment::AtAcknowledgement);
             // All that the supervisor said has been read and recorded before the log is compared with it.
             for client in &mut *clients {
                 eventually("a client has seen the end of its supervisor", || {

@@ -15,17 +15,25 @@ use crate::{
     log::History,
 };
 
+/// Attempts that the log names.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Count {
+    pub(crate) starts: u64,
+    /// Those that a worker's death or a restart has ended.
+    pub(crate) lost: u64,
+}
+
 pub(crate) struct Trial {
     pub(crate) home: Home,
     /// Everything that clients recorded, over all rounds of this queue.
     acked: BTreeMap<String, RunId>,
-    /// Attempts in the log at the end of the last round that a worker's death or a restart had ended.
-    pub(crate) lost: u64,
+    /// What the log held at the end of the last round.
+    before: Count,
 }
 
 impl Trial {
     pub(crate) fn new() -> Self {
-        Self { home: Home::new(), acked: BTreeMap::new(), lost: 0 }
+        Self { home: Home::new(), acked: BTreeMap::new(), before: Count::default() }
     }
 
     /// The keys of the rounds before this one.
@@ -41,9 +49,9 @@ impl Trial {
         }
     }
 
-    /// Lets the queue run empty, asks all of it, stops the supervisor, and asks the files. Returns the attempts that
-    /// were lost in this round.
-    pub(crate) fn settle(&mut self, supervisor: Supervisor, keys: &[String]) -> u64 {
+    /// Lets the queue run empty, asks all of it, stops the supervisor, and asks the files. Returns the attempts of
+    /// this round.
+    pub(crate) fn settle(&mut self, supervisor: Supervisor, keys: &[String]) -> Count {
         eventually("the queue is empty", || supervisor.stats(&self.home).depth == 0);
         self.duplicates(keys);
         let (succeeded, totals) = self.totals();
@@ -58,9 +66,9 @@ impl Trial {
         assert_eq!(totals["tasks_succeeded"], succeeded, "{totals}");
         assert_eq!(self.totals().1, totals, "the totals without a supervisor");
         self.listed();
-        let lost = history.lost - self.lost;
-        self.lost = history.lost;
-        lost
+        let Count { starts, lost } = self.before;
+        self.before = Count { starts: history.starts, lost: history.lost };
+        Count { starts: history.starts - starts, lost: history.lost - lost }
     }
 
     /// Every acknowledged key of the round is taken, by the run that was acknowledged.
