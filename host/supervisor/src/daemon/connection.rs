@@ -24,7 +24,7 @@ use tokio::{
     sync::{Notify, mpsc::UnboundedReceiver},
 };
 
-use super::edge::ticket;
+use super::{edge::ticket, lines::Lines};
 
 /// Calls of one connection that are not answered yet; beyond it nothing more is read from it.
 pub const IN_FLIGHT_MAX: u32 = 1024;
@@ -32,7 +32,6 @@ pub const IN_FLIGHT_MAX: u32 = 1024;
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 /// Answers that are made into text ahead of a client that is slow to read.
 const OUT_AHEAD_BYTES: usize = 1024 * 1024;
-const READ_BYTES: usize = 64 * 1024;
 /// [`Reply::Stopping`].
 const STOPPING_LINE: &[u8] = b"\"Stopping\"\n";
 /// The kernel's SCM_MAX_FD.
@@ -160,17 +159,15 @@ fn refuse(shared: &Shared, message: String, hint: Option<String>) {
 }
 
 async fn read(stream: &UnixStream, connection: u32, shared: &Shared, gate: &Gate, forward: &impl Fn(ApiCall)) {
-    let mut buffer: Vec<u8> = Vec::new();
+    let mut lines = Lines::default();
     let mut fds: Vec<OwnedFd> = Vec::new();
-    let mut searched = 0;
     loop {
-        while let Some(end) = buffer[searched..].iter().position(|&byte| byte == b'\n') {
-            let end = searched + end;
+        while let Some(line) = lines.next() {
             // One connection cannot fill the loop's inbox.
             while shared.with(|state| state.issued - state.answered >= IN_FLIGHT_MAX) {
                 shared.room.notified().await;
             }
-            match parse(&buffer[..end], &mut fds) {
+            match parse(lines.get(line), &mut fds) {
                 Ok((request, fds)) => {
                     let Some(call) = shared.with(|state| {
                         state.issued = state.issued.checked_add(1)?;
@@ -187,18 +184,15 @@ async fn read(stream: &UnixStream, connection: u32, shared: &Shared, gate: &Gate
                 }
                 Err(message) => refuse(shared, message, None),
             }
-            buffer.drain(..=end);
-            searched = 0;
         }
-        searched = buffer.len();
-        if buffer.len() > API_LINE_MAX_BYTES {
+        if lines.waiting() > API_LINE_MAX_BYTES {
             return refuse(shared, format!("a request has at most {API_LINE_MAX_BYTES} bytes"), None);
         }
         if fds.len() > FDS_WAITING_MAX {
             let message = format!("more than {FDS_WAITING_MAX} descriptors came without a request for them");
             return refuse(shared, message, None);
         }
-        match receive(stream, &mut buffer, &mut fds).await {
+        match receive(stream, &mut lines, &mut fds).await {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
@@ -218,14 +212,14 @@ fn parse(line: &[u8], waiting: &mut Vec<OwnedFd>) -> Result<(Request, Vec<OwnedF
     Ok((request, fds))
 }
 
-async fn receive(stream: &UnixStream, buffer: &mut Vec<u8>, fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
-    let mut chunk = [0u8; READ_BYTES];
+async fn receive(stream: &UnixStream, lines: &mut Lines, fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
+    let room = lines.room();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_PER_MESSAGE_MAX))];
     loop {
         stream.readable().await?;
         let received = stream.try_io(Interest::READABLE, || {
             let mut control = RecvAncillaryBuffer::new(&mut space);
-            let mut parts = [IoSliceMut::new(&mut chunk)];
+            let mut parts = [IoSliceMut::new(room)];
             let message = recvmsg(stream.as_fd(), &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
             for ancillary in control.drain() {
                 if let RecvAncillaryMessage::ScmRights(rights) = ancillary {
@@ -236,7 +230,7 @@ async fn receive(stream: &UnixStream, buffer: &mut Vec<u8>, fds: &mut Vec<OwnedF
         });
         match received {
             Ok(count) => {
-                buffer.extend_from_slice(&chunk[..count]);
+                lines.received(count);
                 return Ok(count);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

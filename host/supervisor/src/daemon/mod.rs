@@ -7,6 +7,7 @@ pub mod client;
 pub mod connection;
 pub mod edge;
 pub mod fair;
+mod lines;
 pub mod listen;
 pub mod pid_file;
 pub mod signals;
