@@ -151,6 +151,14 @@ pub(super) fn log_options(settings: &Settings) -> LogOptions {
 
 fn pool_settings(options: &Options, user: Option<WorkerUser>) -> PoolSettings {
     let workers = &options.settings.workers;
+    let (machine_bytes, memory_max_bytes) = (memory_bytes(), workers.memory_max.of(memory_bytes()));
+    if memory_max_bytes > machine_bytes {
+        tracing::warn!(
+            "workers.memory_max ({} MiB) is more than there is ({} MiB): a worker that finds none dies with its steps",
+            memory_max_bytes >> 20,
+            machine_bytes >> 20,
+        );
+    }
     PoolSettings {
         num: workers.num,
         warm_pool: workers.warm_pool,
@@ -162,7 +170,7 @@ fn pool_settings(options: &Options, user: Option<WorkerUser>) -> PoolSettings {
         heartbeat_ms: workers.heartbeat_ms,
         heartbeat_timeout_ms: workers.heartbeat_timeout_ms,
         start_timeout_ms: u64::try_from(START_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
-        memory_max_bytes: Some(workers.memory_max.of(memory_bytes())),
+        memory_max_bytes: Some(memory_max_bytes),
         allow_weaker: options.allow_weaker,
         user,
     }
