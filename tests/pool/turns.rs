@@ -33,8 +33,9 @@ fn forty_profiles_on_two_workers_are_all_served() {
 /// What one task of these tenants takes.
 const LENGTH: Duration = Duration::from_millis(400);
 /// Beside two lengths: a worker of another tenant is taken away after 250 ms of waiting at the earliest, and its successor
-/// is a new process that confines itself and loads the component, on a machine that runs other tests meanwhile.
-const SLACK: Duration = Duration::from_millis(250 + 1000);
+/// is a new process that confines itself and loads the component, on a machine that may be ten times too busy. The backlog
+/// takes far longer.
+const SLACK: Duration = Duration::from_millis(250 + 10_000);
 
 #[test]
 fn a_tenants_single_task_does_not_wait_behind_a_hundred_thousand_of_another() {
