@@ -259,7 +259,11 @@ impl<D: Disk> Turn<D> {
     fn take(&mut self, now: Millis, mut input: Input) -> Result<(), LogError> {
         if !decide::changes(&self.state, &input) {
             // It writes nothing, so it reserves nothing either (I12).
-            self.decide(now, |state, world| decide(state, world, input));
+            self.decide(now, |state, world| {
+                let step = decide(state, world, input);
+                debug_assert!(step.events.is_empty(), "no room was reserved for this: {:?}", step.events);
+                step
+            });
             return Ok(());
         }
         let reserved = self.reserved_bytes();
