@@ -22,21 +22,24 @@ const DIGITS: [u8; 256] = {
     digits
 };
 
-/// A run: a ULID of 48 bits of time, 16 bits of partition, 64 bits of keyed hash.
+/// A run: a ULID of 48 bits of time, 16 bits of partition, 16 bits of its place in the millisecond, 48 bits of keyed hash.
 ///
 /// Minted without randomness, yet not guessable without the queue's secret. Prints as 26 characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RunId(pub u128);
 
 impl RunId {
-    /// The id of the run that the record `sequence` creates at `now`.
+    /// The id of the run that the record `sequence` creates at `now`. It sorts after `newest`, the last one before it, also
+    /// within a millisecond (of which 65,536 are in order).
     #[must_use]
-    pub fn mint(now: Millis, partition: u16, secret: &[u8; 16], sequence: u64) -> Self {
+    pub fn mint(now: Millis, partition: u16, secret: &[u8; 16], sequence: u64, newest: Option<Self>) -> Self {
         use core::hash::Hasher;
         let mut hasher = SipHasher24::new_with_key(secret);
         hasher.write_u64(sequence);
-        let time = u128::from(now.0 & 0xFFFF_FFFF_FFFF) << 80;
-        Self(time | u128::from(partition) << 64 | u128::from(hasher.finish()))
+        let begin = u128::from(now.0 & 0xFFFF_FFFF_FFFF) << 80 | u128::from(partition) << 64;
+        let before = newest.map_or(0, |newest| newest.0 >> 48);
+        let place = if before >> 16 == begin >> 64 { (before & 0xFFFF).saturating_add(1).min(0xFFFF) } else { 0 };
+        Self(begin | place << 48 | u128::from(hasher.finish() >> 16))
     }
 }
 
@@ -202,7 +205,7 @@ mod tests {
 
     #[test]
     fn an_id_survives_its_text() {
-        let id = RunId::mint(Millis(1_700_000_000_123), 0, &[7; 16], 42);
+        let id = RunId::mint(Millis(1_700_000_000_123), 0, &[7; 16], 42, None);
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_eq!(id.to_string().len(), 26);
         assert_eq!(RunId(u128::MAX).to_string().parse(), Ok(RunId(u128::MAX)));
@@ -211,9 +214,16 @@ mod tests {
 
     #[test]
     fn later_ids_sort_later_and_other_secrets_give_other_ids() {
-        let (a, b) = (RunId::mint(Millis(1), 0, &[1; 16], 9), RunId::mint(Millis(2), 0, &[1; 16], 8));
-        assert!(a < b);
-        assert_ne!(RunId::mint(Millis(1), 0, &[2; 16], 9), a);
+        let mint = |at, secret, sequence, newest| RunId::mint(Millis(at), 0, &[secret; 16], sequence, newest);
+        let first = mint(1, 1, 9, None);
+        let mut newest = first;
+        for sequence in 10..200 {
+            let next = mint(1, 1, sequence, Some(newest));
+            assert!(newest < next, "within a millisecond too");
+            newest = next;
+        }
+        assert!(newest < mint(2, 1, 8, Some(newest)));
+        assert_ne!(mint(1, 2, 9, None), first);
     }
 
     #[test]

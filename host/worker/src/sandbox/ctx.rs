@@ -172,7 +172,7 @@ impl WasiView for Ctx {
 
 /// Hash maps of the guest work and repeat: the seed is the same for every attempt of a task.
 fn seed(task: TaskRef) -> u128 {
-    // Half of a run's id is a keyed hash already; the tasks of one run only have to differ.
+    // A run's id holds a keyed hash already; the tasks of one run only have to differ.
     let place = u128::from(task.step) << 32 | u128::from(task.item.map_or(0, |item| item.saturating_add(1)));
     task.run.0.rotate_left(64) ^ place << 64
 }

@@ -66,7 +66,9 @@ impl Desk<'_> {
         }
         let now = self.world.now;
         let ready_at = request.at.into_iter().chain(request.delay_ms.map(|delay| now.plus(delay))).max();
-        let run = RunId::mint(now, policy.partition, &self.state.secret, self.world.sequence);
+        let unfinished = self.state.runs.last_key_value().map(|(run, _)| *run);
+        let newest = self.state.finished.last_key_value().map(|(run, _)| *run).max(unfinished);
+        let run = RunId::mint(now, policy.partition, &self.state.secret, self.world.sequence, newest);
         let def = self.state.flows.get(&no).map(|flow| Arc::clone(&flow.def));
         let wanted = |name: &str| def.as_ref().is_some_and(|def| def.caller_env.iter().any(|wanted| wanted == name));
         self.fact(Event::Enqueued(Box::new(Enqueued {

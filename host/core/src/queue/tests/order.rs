@@ -15,6 +15,14 @@ fn larger_priority_first_then_older() {
 }
 
 #[test]
+fn what_came_in_one_millisecond_starts_as_it_came() {
+    let mut bench = Bench::new(vec![flow("one", vec![step("s", &[])])]);
+    let asked: Vec<RunId> = (0..50).map(|_| run_of(&bench.ask(request("one")))).collect();
+    let order: Vec<RunId> = bench.lease(1, 50).into_iter().map(|lease| lease.task.run).collect();
+    assert_eq!(order, asked);
+}
+
+#[test]
 fn a_tenant_with_100_000_tasks_does_not_keep_another_waiting() {
     let mut bench = Bench::new(vec![flow("one", vec![step("s", &[])])]);
     bench.register("other", flow("one", vec![step("s", &[])]));
