@@ -56,18 +56,7 @@ fn damage_to_a_success_makes_its_step_run_again() {
     let disk = SimDisk::new(Random::new(1), 0);
     let (mut turn, _) = open(&disk);
     let input = Json::parse("{}").unwrap_or_else(|error| panic!("{error:?}"));
-    let request = EnqueueRequest {
-        tenant: "anton".into(),
-        flow: "chain".into(),
-        input: input.clone(),
-        idempotency_key: None,
-        headers: None,
-        trace: None,
-        at: None,
-        delay_ms: None,
-        priority: None,
-        env: Vec::new(),
-    };
+    let request = EnqueueRequest::of("anton", "chain", input.clone());
     let def = Box::new(flow("chain", 1));
     let mut inputs = VecDeque::from([
         Input::Register { ticket: Ticket(1), tenant: "anton".into(), def, warnings: Vec::new() },

@@ -65,18 +65,7 @@ impl Shell for Room {
 
 fn enqueue(tenant: &str, ticket: u64) -> Input {
     let input = Json::parse("{}").unwrap_or_else(|error| panic!("{error:?}"));
-    let request = EnqueueRequest {
-        tenant: tenant.into(),
-        flow: "single".into(),
-        input: input.clone(),
-        idempotency_key: None,
-        headers: None,
-        trace: None,
-        at: None,
-        delay_ms: None,
-        priority: None,
-        env: Vec::new(),
-    };
+    let request = EnqueueRequest::of(tenant, "single", input.clone());
     Input::Enqueue { ticket: Ticket(ticket), request: Box::new(request), input: Payload::Inline(input) }
 }
 

@@ -94,6 +94,25 @@ pub struct EnqueueRequest {
     pub env: Vec<(String, String)>,
 }
 
+impl EnqueueRequest {
+    /// A request that says nothing but what to run.
+    #[must_use]
+    pub fn of(tenant: &str, flow: &str, input: Json) -> Self {
+        Self {
+            tenant: tenant.into(),
+            flow: flow.into(),
+            input,
+            idempotency_key: None,
+            headers: None,
+            trace: None,
+            at: None,
+            delay_ms: None,
+            priority: None,
+            env: Vec::new(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ListRequest {
     /// `unfinished` (default), `all`, or a state of a run.

@@ -129,18 +129,7 @@ fn register(id: &str, component: Digest) -> Input {
 }
 
 fn enqueue(flow: &str, key: Option<String>, input: Payload) -> Input {
-    let request = EnqueueRequest {
-        tenant: "default".into(),
-        flow: flow.into(),
-        input: Json::null(),
-        idempotency_key: key,
-        headers: None,
-        trace: None,
-        at: None,
-        delay_ms: None,
-        priority: None,
-        env: vec![],
-    };
+    let request = EnqueueRequest { idempotency_key: key, ..EnqueueRequest::of("default", flow, Json::null()) };
     Input::Enqueue { ticket: Ticket(0), request: Box::new(request), input }
 }
 

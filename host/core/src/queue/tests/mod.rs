@@ -280,18 +280,7 @@ pub(super) fn replay(log: &[(Frame, u64)]) -> State {
 }
 
 pub(super) fn request(flow: &str) -> EnqueueRequest {
-    EnqueueRequest {
-        tenant: "default".into(),
-        flow: flow.into(),
-        input: Json::parse("{}").expect("JSON"),
-        idempotency_key: None,
-        headers: None,
-        trace: None,
-        at: None,
-        delay_ms: None,
-        priority: None,
-        env: vec![],
-    }
+    EnqueueRequest::of("default", flow, Json::parse("{}").expect("JSON"))
 }
 
 pub(super) fn keyed(flow: &str, key: &str) -> EnqueueRequest {
