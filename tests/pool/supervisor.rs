@@ -96,18 +96,7 @@ impl<'a> Supervisor<'a> {
 
     /// Enqueues the same run `count` times at once and returns their ids.
     pub(crate) fn enqueue_all(&mut self, flow: &str, input: &str, count: usize) -> Vec<String> {
-        let request = EnqueueRequest {
-            tenant: "default".to_owned(),
-            flow: flow.to_owned(),
-            input: Json::parse(input).unwrap(),
-            idempotency_key: None,
-            headers: None,
-            trace: None,
-            at: None,
-            delay_ms: None,
-            priority: None,
-            env: Vec::new(),
-        };
+        let request = EnqueueRequest::of("default", flow, Json::parse(input).unwrap());
         let requests = vec![Request::Enqueue(Box::new(request)); count];
         let mut runs = Vec::new();
         let answered = |_, reply| match reply {

@@ -38,7 +38,7 @@ pub(crate) fn run(args: RunArgs) -> Outcome {
         worker_user: None,
         allow_weaker: args.allow_weaker_confinement,
     };
-    let request = request(&flow, tenant, input);
+    let request = request(&flow, &tenant, input);
     let components = flow.components.into_iter().map(Into::into).collect();
     let once = run_once(&options, flow.request, components, request, args.out.as_deref())?;
     once.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
@@ -48,19 +48,8 @@ pub(crate) fn run(args: RunArgs) -> Outcome {
     queue_runs::ended(&once.end)
 }
 
-fn request(flow: &FlowFile, tenant: String, input: Json) -> EnqueueRequest {
-    EnqueueRequest {
-        tenant,
-        flow: flow.id.clone(),
-        input,
-        idempotency_key: None,
-        headers: None,
-        trace: None,
-        at: None,
-        delay_ms: None,
-        priority: None,
-        env: present(&flow.caller_env),
-    }
+fn request(flow: &FlowFile, tenant: &str, input: Json) -> EnqueueRequest {
+    EnqueueRequest { env: present(&flow.caller_env), ..EnqueueRequest::of(tenant, &flow.id, input) }
 }
 
 /// The first flag that means nothing without a queue.
