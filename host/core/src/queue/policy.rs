@@ -8,7 +8,6 @@ use crate::limits::RATE_LIMITED_MAX_MS;
 pub struct Policy {
     pub partition: u16,
     pub result_ttl_ms: u64,
-    pub results_max_bytes: u64,
     /// Idempotency keys held at most.
     pub keys_max: u64,
     /// Unfinished tasks at most; beyond it enqueues are refused.
@@ -23,7 +22,6 @@ impl Default for Policy {
         Self {
             partition: 0,
             result_ttl_ms: 3_600_000,
-            results_max_bytes: 512 * 1024 * 1024,
             keys_max: 1_000_000,
             hard_depth: 1_000_000,
             weights: BTreeMap::new(),
