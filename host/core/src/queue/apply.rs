@@ -184,8 +184,9 @@ impl State {
                 self.freed_keys.insert(*run, *until);
                 self.forget_key_of(*run);
             }
-            Event::ResultsKept { segment, bytes } => {
-                self.results_kept = (*segment, *bytes);
+            Event::ResultsDropped { segment } => self.results.drop_segment(*segment),
+            Event::ResultsKept(mark) => {
+                self.results = (**mark).clone();
                 let ended: Vec<RunId> = self.finished.keys().copied().collect();
                 for run in ended {
                     self.forget_finished(run);

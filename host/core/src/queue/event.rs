@@ -12,7 +12,7 @@ use crate::{
     flow::spec::FlowDef,
     id::{Attempt, Digest, FlowNo, RunId, TaskRef, WorkerId},
     json::{Json, Payload},
-    queue::run::Run,
+    queue::{results::ResultsMark, run::Run},
     time::Millis,
     wire::{ArtifactEntry, Usage},
 };
@@ -134,11 +134,12 @@ pub enum Event {
         /// When its result expires.
         until: Millis,
     },
-    /// The results of all runs that ended before this stand in the results segments, synced up to `bytes` of `segment`:
-    /// the log need not tell of them any more.
-    ResultsKept {
+    /// The results of all runs that ended before this stand in the results segments, synced: the log need not tell of
+    /// them any more.
+    ResultsKept(Box<ResultsMark>),
+    /// A results segment is forgotten: what it holds has expired, or there was too much.
+    ResultsDropped {
         segment: u64,
-        bytes: u64,
     },
     /// Compaction: the whole of an unfinished run, in place of all that was said of it before.
     RunSnapshot(Box<Run>),

@@ -8,6 +8,8 @@ use crate::limits::RATE_LIMITED_MAX_MS;
 pub struct Policy {
     pub partition: u16,
     pub result_ttl_ms: u64,
+    /// What the shell's results segments hold at most, keys whose results were evicted not counted.
+    pub results_max_bytes: u64,
     /// Idempotency keys held at most.
     pub keys_max: u64,
     /// Unfinished tasks at most; beyond it enqueues are refused.
@@ -22,6 +24,7 @@ impl Default for Policy {
         Self {
             partition: 0,
             result_ttl_ms: 3_600_000,
+            results_max_bytes: 512 * 1024 * 1024,
             keys_max: 1_000_000,
             hard_depth: 1_000_000,
             weights: BTreeMap::new(),

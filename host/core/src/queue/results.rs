@@ -3,17 +3,60 @@
 //! A run that ended stays in [`State::finished`] until the shell has taken it into a results segment. From then on it is
 //! found by offset, and costs neither memory nor time at a start. Nothing of it is decided again: a result only answers.
 
-use alloc::{borrow::Cow, string::String};
-use core::ops::ControlFlow;
+use alloc::{borrow::Cow, collections::BTreeSet, string::String};
+use core::{hash::Hasher, ops::ControlFlow};
+use serde::{Deserialize, Serialize};
+use siphasher::sip::SipHasher24;
 
 use crate::{
-    id::RunId,
+    id::{FlowNo, RunId},
     queue::{
         run::FinishedRun,
         state::{KeyName, State},
     },
     time::Millis,
 };
+
+/// Which results segments there are, as the log tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResultsMark {
+    /// All before this one are gone.
+    pub oldest: u64,
+    /// Later ones that are gone too.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub dropped: BTreeSet<u64>,
+    /// All that ended before stands in the segments up to this one, synced up to `bytes` of it.
+    pub segment: u64,
+    pub bytes: u64,
+}
+
+impl ResultsMark {
+    /// Whether a segment was forgotten.
+    #[must_use]
+    pub fn is_gone(&self, segment: u64) -> bool {
+        segment < self.oldest || self.dropped.contains(&segment)
+    }
+
+    pub(crate) fn drop_segment(&mut self, segment: u64) {
+        self.dropped.insert(segment);
+        // Numbers begin at 1.
+        self.oldest = self.oldest.max(1);
+        while self.dropped.remove(&self.oldest) {
+            self.oldest += 1;
+        }
+    }
+}
+
+/// A key's hash, for this queue alone: its secret keeps tenants from making keys that collide.
+#[must_use]
+pub fn key_hash(secret: &[u8; 16], tenant: &str, flow: &str, key: &str) -> u64 {
+    let mut hasher = SipHasher24::new_with_key(secret);
+    for part in [tenant, flow, key] {
+        hasher.write_u64(part.len() as u64);
+        hasher.write(part.as_bytes());
+    }
+    hasher.finish()
+}
 
 /// A results segment's answer about a run that it should hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,8 +65,16 @@ pub struct DamagedResult {
     pub place: String,
 }
 
+/// A run that ended, with the scope that its record names.
+#[derive(Clone, Debug)]
+pub struct Shelved {
+    pub tenant: String,
+    pub flow: String,
+    pub run: FinishedRun,
+}
+
 /// A run that ended, or what is left of it.
-pub type Kept = Result<FinishedRun, DamagedResult>;
+pub type Kept = Result<Shelved, DamagedResult>;
 
 /// Runs that ended and left memory. Looking changes nothing (I12).
 pub trait Results {
@@ -57,6 +108,9 @@ impl Results for NoResults {
     }
 }
 
+/// Of no flow: numbers begin at 1.
+const FLOW_UNKNOWN: FlowNo = FlowNo(0);
+
 /// The state together with the results that left it: what looks for a run that may have ended.
 #[derive(Clone, Copy)]
 pub struct Ended<'a> {
@@ -76,9 +130,14 @@ impl<'a> Ended<'a> {
             return (found.expires_at > self.now).then_some(Ok(Cow::Borrowed(found)));
         }
         match self.results.run(run)? {
-            Ok(mut found) => {
-                if found.expires_at <= self.now || !self.state.flows.contains_key(&found.flow) {
+            Ok(Shelved { tenant, flow, run: mut found }) => {
+                if found.expires_at <= self.now {
                     return None;
+                }
+                // The number of a flow whose record is damaged may be another flow's now.
+                let registered = self.state.flows.get(&found.flow);
+                if registered.is_none_or(|known| *known.tenant != *tenant || known.def.id != flow) {
+                    found.flow = FLOW_UNKNOWN;
                 }
                 if self.state.freed_keys.contains_key(&run) {
                     found.key = None;

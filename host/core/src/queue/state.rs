@@ -14,6 +14,7 @@ use crate::{
     json::Payload,
     queue::{
         indexes::{Indexes, Place},
+        results::ResultsMark,
         run::{FinishedRun, Phase, Run, StepRun, Task},
     },
     time::Millis,
@@ -43,9 +44,8 @@ pub struct State {
     pub runs: BTreeMap<RunId, Box<Run>>,
     /// Runs that ended and are not in a results segment yet ([`super::results`]).
     pub finished: BTreeMap<RunId, FinishedRun>,
-    /// Up to where the results segments hold all that ended before [`super::event::Event::ResultsKept`]: a segment, and
-    /// the bytes of it.
-    pub results_kept: (u64, u64),
+    /// The results segments that hold all that ended before the newest [`super::event::Event::ResultsKept`].
+    pub results: ResultsMark,
     /// Ended runs whose keys were given free before their results expire, with that time.
     pub freed_keys: BTreeMap<RunId, Millis>,
     /// (tenant, flow id, key): the run that holds it, of those that are in memory.

@@ -283,13 +283,14 @@ pub fn detail(
         });
     }
     let run = ended.run(id).ok_or_else(gone)?.map_err(|damaged| Box::new(damaged_result(id, &damaged)))?;
-    let flow = state.flows.get(&run.flow).ok_or_else(gone)?;
-    let tasks = run.tasks.iter().map(|(place, end)| ended_row(id, &flow.def, *place, end)).collect();
+    let def = state.flows.get(&run.flow).map(|flow| &*flow.def);
+    let tasks = run.tasks.iter().map(|(place, end)| ended_row(id, def, *place, end)).collect();
+    let (flow_id, tenant) = names(state, run.flow);
     Ok(RunDetail {
         run_id: id,
-        flow_id: flow.def.id.clone(),
-        flow_digest: flow.def.digest.to_string(),
-        tenant: (*flow.tenant).into(),
+        flow_id,
+        flow_digest: def.map_or_else(String::new, |def| def.digest.to_string()),
+        tenant,
         state: run.state,
         enqueued_at: run.enqueued_at,
         ended_at: Some(run.ended_at),
@@ -365,7 +366,7 @@ fn step_rows(
         StepRun::Faulted(letter) => {
             rows.push(bare(TaskState::Dead, Some(death(letter))));
         }
-        StepRun::Done(done) => rows.extend(done.tasks.iter().map(|end| ended_row(run.id, def, place, end))),
+        StepRun::Done(done) => rows.extend(done.tasks.iter().map(|end| ended_row(run.id, Some(def), place, end))),
     }
 }
 
@@ -376,8 +377,8 @@ fn death(letter: &Letter) -> String {
     format!("{}: {}: {line}", letter.code, letter.entry)
 }
 
-fn ended_row(run: RunId, def: &FlowDef, place: u16, end: &TaskEnd) -> TaskRow {
-    let id = step_id(def, place);
+fn ended_row(run: RunId, def: Option<&FlowDef>, place: u16, end: &TaskEnd) -> TaskRow {
+    let id = def.map_or("", |def| step_id(def, place));
     let state = match end.last.outcome.as_str() {
         "succeeded" => TaskState::Succeeded,
         "dead" => TaskState::Dead,

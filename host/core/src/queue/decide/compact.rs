@@ -14,6 +14,7 @@ use crate::{
         decide::{Desk, World},
         effect::Step,
         event::Event,
+        results::ResultsMark,
         state::State,
     },
 };
@@ -123,7 +124,15 @@ impl Sweep {
 /// The fact that all runs which ended so far stand in results segments, synced up to `bytes` of `segment`.
 pub fn results_kept(state: &mut State, world: World<'_>, segment: u64, bytes: u64) -> Step {
     let mut desk = Desk::new(state, world);
-    desk.fact(Event::ResultsKept { segment, bytes });
+    let mark = ResultsMark { segment, bytes, ..desk.state.results.clone() };
+    desk.fact(Event::ResultsKept(Box::new(mark)));
+    desk.done()
+}
+
+/// The fact that a results segment is forgotten.
+pub fn results_dropped(state: &mut State, world: World<'_>, segment: u64) -> Step {
+    let mut desk = Desk::new(state, world);
+    desk.fact(Event::ResultsDropped { segment });
     desk.done()
 }
 

@@ -12,7 +12,7 @@ mod lease;
 mod operate;
 mod pattern;
 
-pub use compact::{Sweep, results_kept};
+pub use compact::{Sweep, results_dropped, results_kept};
 pub use lease::{Runnable, lease};
 pub use operate::changes;
 

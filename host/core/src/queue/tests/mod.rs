@@ -38,7 +38,7 @@ use crate::{
         event::Frame,
         lanes::{FairOrder, Profile, ProfileNo, Slot},
         policy::Policy,
-        results::{Ended, Kept, NoResults, Results},
+        results::{Ended, Kept, NoResults, Results, Shelved},
         run::{FinishedRun, Phase},
         state::{KeyName, State},
     },
@@ -113,7 +113,8 @@ pub(super) struct Shelf(pub(super) BTreeMap<RunId, (KeyName, FinishedRun)>);
 
 impl Results for Shelf {
     fn run(&self, run: RunId) -> Option<Kept> {
-        Some(Ok(self.0.get(&run)?.1.clone()))
+        let ((tenant, flow, _), run) = self.0.get(&run)?;
+        Some(Ok(Shelved { tenant: (**tenant).into(), flow: flow.clone(), run: run.clone() }))
     }
 
     fn key(&self, name: &KeyName, each: &mut dyn FnMut(FinishedRun) -> ControlFlow<()>) {
