@@ -95,7 +95,8 @@ impl History {
                 Event::Created { .. }
                 | Event::FlowRegistered { .. }
                 | Event::Deduplicated { .. }
-                | Event::StepReady { .. } => {}
+                | Event::StepReady { .. }
+                | Event::ResultsKept(_) => {}
                 other => self.rule(false, || format!("no history of this test has {other:?}")),
             }
         }

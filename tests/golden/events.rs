@@ -10,6 +10,7 @@ use tm_core::{
     limits::Limits,
     queue::{
         event::{Dead, Enqueued, Event, Frame, ReleaseReason, RetryScheduled, Succeeded},
+        results::ResultsMark,
         run::{
             AttemptRecord, Fan, FinishedRun, Letter, Phase, Run, RunExtra, StepDone, StepRun, Success, Task, TaskEnd,
         },
@@ -26,7 +27,7 @@ const WORKER: WorkerId = WorkerId(3);
 const USAGE: Usage = Usage { fuel: 12_345, peak_memory_bytes: 65_536, exec_us: 789 };
 
 /// Kinds of events in format 1.
-pub(crate) const KINDS: usize = 23;
+pub(crate) const KINDS: usize = 25;
 
 /// The place of the event's kind. A new kind does not compile until it stands here and in [`frames`].
 pub(crate) fn kind(event: &Event) -> usize {
@@ -52,8 +53,10 @@ pub(crate) fn kind(event: &Event) -> usize {
         Event::Purged { .. } => 18,
         Event::KeyForgotten { .. } => 19,
         Event::RunSnapshot(_) => 20,
-        Event::FinishedSnapshot(_) => 21,
-        Event::TotalsSnapshot(_) => 22,
+        Event::TotalsSnapshot(_) => 21,
+        Event::KeyFreed { .. } => 22,
+        Event::ResultsKept(_) => 23,
+        Event::ResultsDropped { .. } => 24,
     }
 }
 
@@ -109,7 +112,11 @@ pub(crate) fn frames() -> Vec<Frame> {
         ],
         vec![Event::KeyForgotten { tenant: "default".into(), flow: "hello".into(), key: "order-1".into() }],
         vec![Event::RunSnapshot(Box::new(run()))],
-        vec![Event::FinishedSnapshot(Box::new(finished(true))), Event::FinishedSnapshot(Box::new(finished(false)))],
+        vec![
+            Event::KeyFreed { run: RUN, until: AT.plus(3_600_000) },
+            Event::ResultsKept(Box::new(ResultsMark { oldest: 2, dropped: [4, 7].into(), segment: 9, bytes: 512 })),
+            Event::ResultsDropped { segment: 2 },
+        ],
         vec![Event::TotalsSnapshot(Box::new(totals()))],
     ];
     (0..).zip(groups).map(|(n, events)| Frame { at: AT.plus(n), events }).collect()
@@ -302,7 +309,7 @@ fn run() -> Run {
     }
 }
 
-fn finished(full: bool) -> FinishedRun {
+pub(crate) fn finished(full: bool) -> FinishedRun {
     FinishedRun {
         id: RUN,
         flow: FlowNo(1),
@@ -317,7 +324,6 @@ fn finished(full: bool) -> FinishedRun {
         exec_ms: 90,
         letter: full.then(|| Box::new(letter(true))),
         tasks: vec![(0, end(None)), (1, end(Some(2)))],
-        home: 0,
     }
 }
 

@@ -5,19 +5,28 @@
 
 mod events;
 
-use std::{fs, path::PathBuf};
+use std::{fs, ops::ControlFlow, path::PathBuf};
 
 use tm_core::{
-    queue::event::{Event, Frame},
+    id::RunId,
+    queue::{
+        event::{Event, Frame},
+        results::{Results, ResultsMark},
+        run::FinishedRun,
+    },
     record::codec,
 };
 use tm_supervisor::store::{
     disk::{Disk, How, MemDisk},
     log::{Fsync, Log, LogError, LogOptions},
     recover,
+    results::{ResultLine, ResultStore},
 };
 
 const OPTIONS: LogOptions = LogOptions { segment_max_bytes: 6 * 1024, fsync: Fsync::Always };
+
+/// That of [`events::frames`].
+const SECRET: [u8; 16] = [7; 16];
 
 fn folder() -> PathBuf {
     // The test is a target of host/supervisor.
@@ -61,6 +70,12 @@ fn written() -> Vec<(String, Vec<u8>)> {
         log.commit().expect("committed");
     }
     log.close().expect("a clean stop");
+    let mut results = ResultStore::write(disk.clone(), SECRET, &ResultsMark::default(), 1 << 20).expect("no results");
+    let (failed, succeeded) = (events::finished(true), events::finished(false));
+    let later = FinishedRun { id: RunId(failed.id.0 + 1), ..succeeded };
+    let line = |run| ResultLine { tenant: "default", flow: "hello", run };
+    results.append([&failed, &later].into_iter().map(line)).expect("room");
+    results.close().expect("a clean stop");
     queue_files(&disk)
 }
 
@@ -94,7 +109,8 @@ fn format_1_opens_whole_and_every_record_is_encoded_as_it_stands() {
     .expect("format 1 opens");
     assert_eq!((recovery.cut_bytes, recovery.damaged.as_slice()), (0, &[][..]));
     assert!(recovery.segments > 1, "a rotation is part of the format");
-    let stand = files.iter().filter(|(name, _)| name.ends_with(".log")).flat_map(|(_, bytes)| {
+    let is_segment = |name: &str| name.starts_with("segment-") && name.ends_with(".log");
+    let stand = files.iter().filter(|(name, _)| is_segment(name)).flat_map(|(_, bytes)| {
         bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| *line != b"\n").map(<[u8]>::to_vec)
     });
     assert_eq!(lines, stand.collect::<Vec<_>>());
@@ -102,6 +118,30 @@ fn format_1_opens_whole_and_every_record_is_encoded_as_it_stands() {
     let (log, _) = Log::open(disk.clone(), OPTIONS, &mut |_, _| {}).expect("format 1 opens for writing");
     drop(log);
     assert_eq!(queue_files(&disk), files);
+}
+
+#[test]
+fn results_of_format_1_are_found_by_run_and_by_key() {
+    let files = committed();
+    let disk = disk_with(&files);
+    let results = ResultStore::read(disk.clone(), SECRET, &ResultsMark::default()).expect("results open");
+    let failed = events::finished(true);
+    let found = results.run(failed.id).expect("known").expect("whole");
+    assert_eq!((found.tenant.as_str(), found.flow.as_str()), ("default", "hello"));
+    assert_eq!(format!("{:?}", found.run), format!("{failed:?}"));
+    let mut held = Vec::new();
+    results.key(&("default".into(), "hello".into(), "order-1".into()), &mut |run| {
+        held.push(run.id);
+        ControlFlow::Continue(())
+    });
+    assert_eq!(held, [failed.id]);
+    let mut all = Vec::new();
+    results.range(RunId(0), RunId(u128::MAX), &mut |run| {
+        all.push(run);
+        ControlFlow::Continue(())
+    });
+    assert_eq!(all, [RunId(failed.id.0 + 1), failed.id]);
+    assert_eq!(queue_files(&disk), files, "looking changes nothing (I12), and the index was believed");
 }
 
 #[test]

@@ -81,6 +81,7 @@ const STOPS: &[&str] = &[
     "filing a dead letter",
     "archiving a dead letter",
     "removing a segment",
+    "keeping results",
     "after sync, before effects",
     "between effects",
     "during recovery",
@@ -99,12 +100,14 @@ const REQUIRED: &[(&str, &[&str])] = &[
         &[
             "in a segment",
             "in an index",
+            "in a results segment",
+            "in an index of results",
             "in a pending dead letter",
             "in an archived dead letter",
             "in another derived file",
         ],
     ),
-    ("bit rot means", &["the record is named", "the queue goes on and drains"]),
+    ("bit rot means", &["the record is named", "the result says that it is damaged", "the queue goes on and drains"]),
     ("second supervisor", &["while one runs", "both start at once"]),
     (
         "slow client",
@@ -116,8 +119,11 @@ const REQUIRED: &[(&str, &[&str])] = &[
         ],
     ),
     ("crash point", &["writing a commit", "syncing a commit", "reserving room", "during recovery"]),
-    ("failed sync", &["syncing a commit", "syncing reserved room", "beginning a segment", "during recovery"]),
-    ("full disk", &["before a turn", "reserving room", "beginning a segment"]),
+    (
+        "failed sync",
+        &["syncing a commit", "syncing reserved room", "beginning a segment", "keeping results", "during recovery"],
+    ),
+    ("full disk", &["before a turn", "reserving room", "beginning a segment", "keeping results"]),
     ("full disk means", &["an enqueue is refused", "nothing is leased", "an attempt ends all the same"]),
     ("worker death", &["idle", "one step runs", "several steps run"]),
     ("late report", &["its worker is gone", "its run was cancelled", "its supervisor is another one"]),
@@ -127,7 +133,7 @@ const REQUIRED: &[(&str, &[&str])] = &[
     ("enqueue", &["new", "duplicate", "key with another input", "unknown flow", "full"]),
     ("operator", &["cancel", "requeue", "purge", "forget key", "register again", "requeue skipped: key held"]),
     ("recovery", &["state is the same as before"]),
-    ("compaction", &["a run copied", "a finished run copied", "removing a segment"]),
+    ("compaction", &["a run copied", "results kept", "results forgotten", "removing a segment", "removing results"]),
     (
         "task",
         &[

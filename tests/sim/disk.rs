@@ -188,6 +188,8 @@ impl Inner {
     fn phase_of(&self, path: &str, otherwise: Phase) -> Phase {
         if self.recovering {
             Phase::Recovery
+        } else if path.starts_with("queue/results-") && path.ends_with(".log") {
+            if otherwise == Phase::Remove { otherwise } else { Phase::Results }
         } else if path.ends_with(".log") {
             otherwise
         } else if path.starts_with("dlq/pending") && otherwise != Phase::Remove {
@@ -274,7 +276,11 @@ impl Disk for SimDisk {
             if *after == 0 {
                 inner.plan = None;
                 inner.read_failed = true;
-                let what = if file.path.ends_with(".log") { "of a segment" } else { "of another file" };
+                let what = if file.path.starts_with("queue/segment-") && file.path.ends_with(".log") {
+                    "of a segment"
+                } else {
+                    "of another file"
+                };
                 inner.seen.push((Break::FailedRead.name(), what));
                 return Err(error(&file.path, BROKEN));
             }
@@ -418,7 +424,8 @@ impl Disk for SimDisk {
             return Err(DiskError::NotFound { path: path.into() });
         }
         if path.ends_with(".log") {
-            inner.seen.push(("compaction", Phase::Remove.name()));
+            let results = path.starts_with("queue/results-");
+            inner.seen.push(("compaction", if results { "removing results" } else { Phase::Remove.name() }));
         }
         inner.operated(phase, None);
         if breaks { Err(error(path, BROKEN)) } else { Ok(()) }

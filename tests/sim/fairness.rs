@@ -11,6 +11,7 @@ use tm_core::{
         effect::{Effect, Input, Ticket},
         lanes::{Slot, Want},
         policy::Policy,
+        results::Ended,
         run::FinishedRun,
         state::{Registered, State},
     },
@@ -54,9 +55,9 @@ impl Shell for Room {
         self.wants = wants.to_vec();
     }
 
-    fn perform(&mut self, state: &State, effect: Effect, _: Millis) {
+    fn perform(&mut self, ended: Ended<'_>, effect: Effect, _: Millis) {
         if let Effect::Start { task, .. } = effect {
-            self.started.extend(state.step_of(task).map(|(flow, _)| flow.tenant.to_string()));
+            self.started.extend(ended.state.step_of(task).map(|(flow, _)| flow.tenant.to_string()));
         }
     }
 

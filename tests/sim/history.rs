@@ -34,6 +34,8 @@ use crate::{
 pub(crate) const SECRET: [u8; 16] = [3; 16];
 /// The ends of this simulation's small steps fit into these, and hardly more does.
 pub(crate) const RESERVE: Reserve = Reserve { end_bytes: 1200, large_end_bytes: 16 * 1024, slack_bytes: 512 };
+/// Runs that ended and stay in memory: few, so that results are kept often.
+pub(crate) const FINISHED_MAX: usize = 6;
 const DRAIN_TURNS_MAX: u64 = 20_000;
 const SEGMENTS_KIB: [u64; 6] = [8, 32, 64, 64, 96, 96];
 /// The rules of the state are checked in every so many-th turn.
@@ -247,8 +249,10 @@ impl History {
             1 => self.world.stop_after = Some((0, what)),
             2 => self.world.stop_after = Some((1 + self.random.below(2), what)),
             3 => {
-                let phase =
-                    *self.random.pick(&[Phase::CommitSync, Phase::ReserveSync, Phase::Begin]).unwrap_or(&Phase::Begin);
+                let phase = *self
+                    .random
+                    .pick(&[Phase::CommitSync, Phase::ReserveSync, Phase::Begin, Phase::Results])
+                    .unwrap_or(&Phase::Begin);
                 self.disk.inner().plan(Break::FailedSync, phase, 0);
             }
             _ => {
@@ -431,6 +435,6 @@ impl History {
         self.disk.inner().stop(Break::PowerLoss);
         self.restart();
         let Some(turn) = &self.turn else { return };
-        judge_letters(&Dlq::reading(self.disk.clone()), &turn.state, self.now, "at the end");
+        judge_letters(&Dlq::reading(self.disk.clone()), turn.ended(self.now), "at the end");
     }
 }

@@ -4,9 +4,8 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use tm_core::{
-    queue::{check::check, event::Event, state::State},
+    queue::{check::check, event::Event, results::Ended, state::State},
     record::codec,
-    time::Millis,
 };
 use tm_supervisor::{
     store::{
@@ -20,7 +19,7 @@ use tm_supervisor::{
 use crate::{
     disk::{CrashPoint, SimDisk},
     faults::Without,
-    history::{History, SECRET},
+    history::{FINISHED_MAX, History, RESERVE, SECRET},
     letters,
     opening::{assert_same, image},
     random::Random,
@@ -30,11 +29,13 @@ use crate::{
 
 const DRAIN_TURNS_MAX: u64 = 5_000;
 /// Where bits change, segments more often than others.
-const ROTTEN: [&str; 7] = [
+const ROTTEN: [&str; 9] = [
     "in a segment",
     "in a segment",
     "in a segment",
     "in an index",
+    "in a results segment",
+    "in an index of results",
     "in a pending dead letter",
     "in an archived dead letter",
     "in another derived file",
@@ -53,7 +54,7 @@ impl History {
         let dlq = Dlq::open(disk.clone()).unwrap_or_else(|error| panic!("the dead letters do not open: {error}"));
         let opened = Turn::open(disk.clone(), self.log_options(), self.rules(), SECRET, self.now);
         let (turn, recovery) = opened.unwrap_or_else(|error| panic!("the queue does not open: {error}"));
-        (disk, dlq, turn.with_reserve(crate::history::RESERVE), recovery)
+        (disk, dlq, turn.with_reserve(RESERVE).with_finished_max(FINISHED_MAX), recovery)
     }
 
     /// Opens the disk as each crash would have left it: what was promised must be there, and nothing may look damaged.
@@ -71,8 +72,8 @@ impl History {
             let next = recovery.next_sequence;
             assert!(next >= floor, "{place}: record {next} is not there, all below {floor} had effects (I1, I6)");
             assert!(next <= most, "{place}: {next} records are there, {most} were written");
-            self.judge_state(&turn.state, &place, None);
-            judge_letters(&dlq, &turn.state, self.now, &place);
+            self.judge_state(turn.ended(self.now), &place, None);
+            judge_letters(&dlq, turn.ended(self.now), &place);
             let same = match next {
                 _ if next == most => around.after,
                 _ if next == self.ledger.next_sequence => around.before,
@@ -87,11 +88,11 @@ impl History {
 
     /// Every rule holds, and whatever was acknowledged is there, but for what hung on the `lost` record. Without that
     /// record the events after it may say what no rule foresees; such a state must still drain.
-    pub(crate) fn judge_state(&self, state: &State, place: &str, lost: Option<u64>) {
-        let broken = if lost.is_none() { check(state) } else { Vec::new() };
+    pub(crate) fn judge_state(&self, ended: Ended<'_>, place: &str, lost: Option<u64>) {
+        let broken = if lost.is_none() { check(ended.state) } else { Vec::new() };
         assert!(broken.is_empty(), "{place}: {broken:#?}");
         for run in self.clients.acknowledged.keys() {
-            if state.runs.contains_key(run) || state.finished.contains_key(run) {
+            if ended.knows(*run) {
                 continue;
             }
             let Some(known) = self.ledger.runs.get(run) else {
@@ -131,9 +132,13 @@ impl History {
         let (disk, dlq, mut turn, recovery) = self.open_copy(storage);
         let lost = victim.as_ref().map(|(sequence, _)| *sequence);
         self.judge_damage(&recovery, lost, logs, &place);
-        self.judge_state(&turn.state, &place, lost);
-        if !path.starts_with("dlq/") && lost.is_none() {
-            judge_letters(&dlq, &turn.state, self.now, &place);
+        if kind == "in a results segment" {
+            self.judge_results(&turn, &place);
+        } else {
+            self.judge_state(turn.ended(self.now), &place, lost);
+        }
+        if !path.starts_with("dlq/") && lost.is_none() && kind != "in a results segment" {
+            judge_letters(&dlq, turn.ended(self.now), &place);
         }
         if lost.is_some() {
             let holds = check(&turn.state).is_empty();
@@ -144,6 +149,21 @@ impl History {
         }
         if drains {
             self.drain_copy(&disk, &mut turn, &place);
+        }
+    }
+
+    /// A changed byte costs at most one result, which says so itself.
+    fn judge_results(&mut self, turn: &Turn<SimDisk>, place: &str) {
+        let ended = turn.ended(self.now);
+        let acknowledged = self.clients.acknowledged.keys();
+        let damaged = acknowledged.clone().filter(|run| matches!(ended.run(**run), Some(Err(_)))).count();
+        // Without an index it is gone from the one that is made.
+        let expired =
+            |run| self.ledger.runs.get(run).is_some_and(|run| run.expires_at.is_some_and(|at| at <= self.now));
+        let gone = acknowledged.filter(|run| !ended.knows(**run) && !expired(*run)).count();
+        assert!(damaged + gone <= 1, "{place}: {damaged} results cannot be read, {gone} are gone (I11)");
+        if damaged == 1 {
+            self.world.coverage.see("bit rot means", "the result says that it is damaged");
         }
     }
 
@@ -189,8 +209,9 @@ impl History {
 }
 
 /// Each dead letter that is said to be filed has its file; files of those that were requeued or purged are archived.
-pub(crate) fn judge_letters<D: Disk>(dlq: &Dlq<D>, state: &State, now: Millis, place: &str) {
-    dlq.catch_up(state, now).unwrap_or_else(|error| panic!("{place}: {error}"));
+pub(crate) fn judge_letters<D: Disk>(dlq: &Dlq<D>, ended: Ended<'_>, place: &str) {
+    let state = ended.state;
+    dlq.catch_up(ended).unwrap_or_else(|error| panic!("{place}: {error}"));
     let files = letters::ids(dlq, Place::Pending);
     let filed = state.runs.values().flat_map(|run| run.letters()).filter(|(_, letter)| letter.filed);
     for (_, letter) in filed {
@@ -198,7 +219,7 @@ pub(crate) fn judge_letters<D: Disk>(dlq: &Dlq<D>, state: &State, now: Millis, p
     }
     for id in files.iter().filter(|id| !state.letters.contains_key(*id)) {
         let run = dlq.read(Place::Pending, id).map(|entry| entry.run_id);
-        let known = run.as_ref().is_ok_and(|run| state.runs.contains_key(run) || state.finished.contains_key(run));
+        let known = run.as_ref().is_ok_and(|run| ended.knows(*run));
         assert!(!known, "{place}: entry {id} was consumed and its file says that it is pending");
     }
 }
@@ -224,7 +245,10 @@ fn runs_again(lost: &[Event], state: &State) -> bool {
 }
 
 fn kind_of(path: &str) -> &'static str {
+    let results = path.starts_with("queue/results-");
     match path.rsplit_once('.').map_or(path, |(_, end)| end) {
+        "log" if results => "in a results segment",
+        "idx" if results => "in an index of results",
         "log" => "in a segment",
         "idx" => "in an index",
         "json" if path.starts_with("dlq/pending") => "in a pending dead letter",

@@ -362,7 +362,18 @@ impl Ledger {
                 }
             }
             Event::RunSnapshot(run) => self.copied(run.id, "a run copied", coverage),
-            Event::FinishedSnapshot(run) => self.copied(run.id, "a finished run copied", coverage),
+            Event::KeyFreed { run, .. } => {
+                // Compaction says it again.
+                if let Some(name) = self.runs.get(run).and_then(|run| self.name(run)) {
+                    coverage.see("operator", "forget key of a kept result");
+                    if self.keys.get(&name) == Some(run) {
+                        self.keys.remove(&name);
+                    }
+                    self.run(*run).key = None;
+                }
+            }
+            Event::ResultsKept(_) => coverage.see("compaction", "results kept"),
+            Event::ResultsDropped { .. } => coverage.see("compaction", "results forgotten"),
             Event::Filed { .. } | Event::Created { .. } | Event::TotalsSnapshot(_) => {}
         }
     }

@@ -6,7 +6,7 @@ use tm_supervisor::{store::dlq::Dlq, turn::Turn};
 use crate::{
     disk::SimDisk,
     faults::Fault,
-    history::{History, RESERVE, SECRET},
+    history::{FINISHED_MAX, History, RESERVE, SECRET},
     judge::{Around, judge_letters},
     phases::{Break, Phase},
 };
@@ -31,15 +31,15 @@ impl History {
             match opened {
                 Ok((dlq, turn, recovery)) if broken.is_none() => {
                     assert!(recovery.damaged.is_empty(), "a crash left damage behind (I11): {:?}", recovery.damaged);
-                    let mut turn = turn.with_reserve(RESERVE);
+                    let mut turn = turn.with_reserve(RESERVE).with_finished_max(FINISHED_MAX);
                     let points = self.disk.inner().crash_points();
                     let written = self.disk.inner().take_written();
                     self.judge_crash_points(points, &Around { written: &written, before: None, after: None });
                     self.ledger.written(&written);
                     self.ledger.settle(recovery.next_sequence.max(ledger_after(&turn)), &mut self.world.coverage);
                     // A full disk is no reason not to start.
-                    if dlq.catch_up(&turn.state, self.now).is_ok() {
-                        judge_letters(&dlq, &turn.state, self.now, "after recovery");
+                    if dlq.catch_up(turn.ended(self.now)).is_ok() {
+                        judge_letters(&dlq, turn.ended(self.now), "after recovery");
                     }
                     self.disk.inner().recovering = false;
                     if self.disk.inner().broken.is_none() {
@@ -83,7 +83,7 @@ impl History {
             assert_same(&before, &image(&turn.state, self.latest), "after recovery");
             self.world.coverage.see("recovery", "state is the same as before");
         }
-        self.judge_state(&turn.state, "after recovery", None);
+        self.judge_state(turn.ended(self.now), "after recovery", None);
     }
 
     pub(crate) fn note_faults(&mut self) {
@@ -109,12 +109,17 @@ pub(crate) fn assert_same(before: &str, after: &str, place: &str) {
     assert_eq!(before.len(), after.len(), "{place}: replay gives another state than the one that was");
 }
 
-/// All that must survive a restart, as text. What is only in memory is left out, what time alone changes is done.
+/// All that must survive a restart, as text. What is only in memory is left out, what time alone changes is done. Runs that
+/// ended are judged by themselves: replay has in memory what a results segment has already.
 pub(crate) fn image(state: &State, now: Millis) -> String {
     let mut state = state.clone();
     state.promote(now);
     state.expire(now, usize::MAX);
-    (state.segment, state.refused_reports, state.totals.orphans) = (0, 0, 0);
+    let ended: Vec<_> = state.finished.keys().copied().collect();
+    for run in ended {
+        state.forget_finished(run);
+    }
+    (state.segment, state.refused_reports, state.totals.orphans, state.newest_run) = (0, 0, 0, None);
     state.progress.clear();
     state.last_at = Millis(0);
     // Lanes are numbered in the order in which flows were seen, and that is not stored.

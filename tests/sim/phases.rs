@@ -13,12 +13,13 @@ pub(crate) enum Phase {
     Letter,
     Archive,
     Remove,
+    Results,
     Recovery,
 }
 
 impl Phase {
     /// Those of a running supervisor.
-    pub(crate) const RUNNING: [Self; 10] = [
+    pub(crate) const RUNNING: [Self; 11] = [
         Self::Reserve,
         Self::ReserveSync,
         Self::Commit,
@@ -29,6 +30,7 @@ impl Phase {
         Self::Letter,
         Self::Archive,
         Self::Remove,
+        Self::Results,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -43,6 +45,7 @@ impl Phase {
             Self::Letter => "filing a dead letter",
             Self::Archive => "archiving a dead letter",
             Self::Remove => "removing a segment",
+            Self::Results => "keeping results",
             Self::Recovery => "during recovery",
         }
     }

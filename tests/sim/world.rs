@@ -12,6 +12,7 @@ use tm_core::{
         decide::Runnable,
         effect::{Effect, Input, Outcome, Report, Ticket},
         lanes::{ProfileNo, Slot, Want},
+        results::Ended,
         run::FinishedRun,
         state::{Registered, State},
     },
@@ -302,7 +303,7 @@ impl Shell for World {
         }
     }
 
-    fn perform(&mut self, state: &State, effect: Effect, now: Millis) {
+    fn perform(&mut self, ended: Ended<'_>, effect: Effect, now: Millis) {
         if self.stop_after.is_some_and(|(after, _)| after == self.let_out) {
             self.stopped = true;
         }
@@ -316,7 +317,7 @@ impl Shell for World {
         drop(disk);
         match effect {
             Effect::Reply { ticket, reply } => self.replies.push((ticket, reply)),
-            Effect::Start { worker, task, attempt } => self.started(state, worker, task, attempt, now),
+            Effect::Start { worker, task, attempt } => self.started(ended.state, worker, task, attempt, now),
             Effect::Cancel { worker, task, attempt } => {
                 if let Some(found) = self.workers.get_mut(&worker)
                     && found.running.remove(&task).is_some()

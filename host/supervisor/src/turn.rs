@@ -3,13 +3,15 @@
 //! Generic over the disk below the log and over the [`Shell`] that performs effects, so that the simulation runs exactly
 //! this code. A turn that decided nothing writes nothing and syncs nothing.
 
-use std::collections::VecDeque;
+mod keep;
+
+use std::collections::{BTreeSet, VecDeque};
 
 use tm_core::{
     api::{ApiError, ErrorKind, Reply},
     code::{self, Class},
     flow::{advance::Blobs, evaluate::Evaluate},
-    id::{FlowNo, TaskRef},
+    id::{Digest, FlowNo, TaskRef},
     limits::{END_RESERVE_BYTES, INPUT_MAX_BYTES, INPUTS_PER_TURN_MAX},
     queue::{
         decide::{self, Runnable, Sweep, World, decide},
@@ -17,6 +19,7 @@ use tm_core::{
         event::Frame,
         lanes::{FairOrder, Slot, Want},
         policy::Policy,
+        results::Ended,
         run::FinishedRun,
         state::{Registered, State},
     },
@@ -28,6 +31,7 @@ use crate::store::{
     disk::Disk,
     log::{Log, LogError, LogOptions},
     recover::Recovery,
+    results::ResultStore,
 };
 
 /// Bytes of the log that are kept free for what must be written whatever the disk says (I7).
@@ -54,10 +58,12 @@ impl Default for Reserve {
     }
 }
 
-/// Live things that one slice of compaction copies.
-const SWEEP_SLICE: usize = 64;
 /// Finished runs that one turn forgets.
 const EXPIRE_SLICE: usize = 512;
+/// Runs that ended and are in memory before they are written to a results segment.
+const FINISHED_MAX: usize = 1024;
+/// How long until a sync beside the loop is asked after.
+const SYNC_AGAIN_MS: u64 = 2;
 /// Leases that one turn makes.
 const LEASES_PER_TURN_MAX: usize = 1024;
 
@@ -81,7 +87,7 @@ pub trait Shell {
     fn wanted(&mut self, state: &State, wants: &[Want], now: Millis);
 
     /// Carries out what was decided; the events that caused it are synced.
-    fn perform(&mut self, state: &State, effect: Effect, now: Millis);
+    fn perform(&mut self, ended: Ended<'_>, effect: Effect, now: Millis);
 
     /// A finished run was forgotten: its artefacts may go.
     fn forgotten(&mut self, run: &FinishedRun);
@@ -98,8 +104,15 @@ pub struct Rules {
 pub struct Turn<D: Disk> {
     pub state: State,
     log: Log<D>,
+    results: ResultStore<D>,
+    /// For room on the disk.
+    results_wait: bool,
+    /// The last slice of a sweep waits until they are synced.
+    results_sync: bool,
     rules: Rules,
     fair: FairOrder,
+    /// Runs that ended and stay in memory, at most.
+    finished_max: usize,
     sweep: Option<Sweep>,
     /// For room on the disk.
     sweep_waits: bool,
@@ -132,12 +145,18 @@ impl<D: Disk> Turn<D> {
     ) -> Result<(Self, Recovery), LogError> {
         let mut state = State::default();
         let segment_max_bytes = options.segment_max_bytes;
-        let (log, recovery) = Log::open(disk, options, &mut |frame, segment| state.replay(&frame, segment))?;
+        let (log, recovery) = Log::open(disk.clone(), options, &mut |frame, segment| state.replay(&frame, segment))?;
+        let secret = if state.format == 0 { secret } else { state.secret };
+        let results = ResultStore::write(disk, secret, &state.results, rules.policy.results_max_bytes)?;
         let mut turn = Self {
             state,
             log,
+            results,
+            results_wait: false,
+            results_sync: false,
             rules,
             fair: FairOrder::default(),
+            finished_max: FINISHED_MAX,
             sweep: None,
             sweep_waits: false,
             filed: Vec::new(),
@@ -161,6 +180,13 @@ impl<D: Disk> Turn<D> {
     #[must_use]
     pub fn with_reserve(mut self, reserve: Reserve) -> Self {
         self.reserve = reserve;
+        self
+    }
+
+    /// Keeps another number of ended runs in memory.
+    #[must_use]
+    pub fn with_finished_max(mut self, finished_max: usize) -> Self {
+        self.finished_max = finished_max;
         self
     }
 
@@ -204,15 +230,23 @@ impl<D: Disk> Turn<D> {
             self.lease(now, shell)?;
         }
         let swept = self.compact(now)?;
+        let forgotten = self.forget_results(now, shell)?;
         if self.log.next_sequence() != sequence_before {
             self.log.commit()?;
         }
         if swept {
             self.drop_swept()?;
         }
-        while let Some(effect) = self.effects.pop_front() {
-            shell.perform(&self.state, effect, now);
+        if let Some(segment) = forgotten {
+            self.results.drop_segment(segment);
         }
+        while let Some(effect) = self.effects.pop_front() {
+            shell.perform(Ended { state: &self.state, results: &self.results, now }, effect, now);
+        }
+        if self.holds_many_results() {
+            self.keep_results()?;
+        }
+        self.results.sync_beside(false)?;
         self.deadline(now, inputs.is_empty())
     }
 
@@ -220,8 +254,26 @@ impl<D: Disk> Turn<D> {
     ///
     /// # Errors
     /// When the log failed before or fails now.
-    pub fn close(self) -> Result<(), LogError> {
+    pub fn close(mut self) -> Result<(), LogError> {
+        self.keep_at_close()?;
+        self.results.close()?;
         self.log.close()
+    }
+
+    /// Runs, where they may have ended.
+    #[must_use]
+    pub fn ended(&self, now: Millis) -> Ended<'_> {
+        Ended { state: &self.state, results: &self.results, now }
+    }
+
+    /// Every blob that something live names (I10).
+    #[must_use]
+    pub fn live_blobs(&self) -> BTreeSet<Digest> {
+        let mut live = self.state.live_blobs();
+        self.results.blobs(&mut |digest| {
+            live.insert(digest);
+        });
+        live
     }
 
     /// Bytes of the log on disk, with reserved room.
@@ -247,17 +299,21 @@ impl<D: Disk> Turn<D> {
     }
 
     fn deadline(&mut self, now: Millis, idle: bool) -> Result<Option<Millis>, LogError> {
-        if !idle || (self.sweep.is_some() && !self.sweep_waits) {
+        if !idle || (self.sweep.is_some() && !self.sweep_waits && !self.results_sync) {
             return Ok(Some(now));
         }
         let sync = self.log.sync_due(now)?;
-        let room = (self.sweep_waits || self.disk_full || !self.filed.is_empty()).then(|| now.plus(ROOM_AGAIN_MS));
-        Ok([self.state.next_deadline(), sync, room].into_iter().flatten().min())
+        let waits = self.sweep_waits || self.disk_full || self.results_wait || !self.filed.is_empty();
+        let room = waits.then(|| now.plus(ROOM_AGAIN_MS));
+        let more = (self.results.is_forgetting() || self.holds_many_results()) && !self.results_wait;
+        let results = if more { Some(now) } else { self.results.next_deadline().filter(|at| *at > now) };
+        let beside = self.results_sync.then(|| now.plus(SYNC_AGAIN_MS));
+        Ok([self.state.next_deadline(), sync, room, results, beside].into_iter().flatten().min())
     }
 
     /// One input, when there is room for what it may write.
     fn take(&mut self, now: Millis, mut input: Input) -> Result<(), LogError> {
-        if !decide::changes(&self.state, &input) {
+        if !decide::changes(self.ended(now), &input) {
             // It writes nothing, so it reserves nothing either (I12).
             self.decide(now, |state, world| {
                 let step = decide(state, world, input);
@@ -366,42 +422,6 @@ impl<D: Disk> Turn<D> {
         Ok(())
     }
 
-    /// Goes on with a sweep, or starts one when closed segments outweigh what is live. True when one is through.
-    fn compact(&mut self, now: Millis) -> Result<bool, LogError> {
-        if self.sweep.is_none() {
-            let closed_bytes: u64 = self.log.closed().iter().map(|segment| segment.bytes).sum();
-            let due = closed_bytes >= 2 * self.segment_max_bytes.max(self.live_bytes);
-            let Some(newest) = self.log.closed().last().filter(|_| due) else { return Ok(false) };
-            self.sweep = Some(Sweep::new(newest.no));
-            self.swept_bytes = 0;
-        }
-        let Some(mut sweep) = self.sweep.take() else { return Ok(false) };
-        // Without room the sweep waits.
-        let room_bytes = sweep.needs_bytes().max(self.reserve.large_end_bytes);
-        if !self.log.ensure(self.reserved_bytes() + room_bytes)? {
-            self.sweep = Some(sweep);
-            self.sweep_waits = true;
-            return Ok(false);
-        }
-        self.sweep_waits = false;
-        let before = self.log.pending_bytes();
-        self.decide(now, |state, world| sweep.slice(state, world, SWEEP_SLICE, room_bytes));
-        self.swept_bytes += self.log.pending_bytes().saturating_sub(before);
-        let through = sweep.is_through();
-        self.sweep = Some(sweep);
-        Ok(through)
-    }
-
-    /// Segments that a finished and synced sweep made unneeded go.
-    fn drop_swept(&mut self) -> Result<(), LogError> {
-        let Some(sweep) = self.sweep.take() else { return Ok(()) };
-        self.live_bytes = self.swept_bytes;
-        while self.log.closed().first().is_some_and(|oldest| oldest.no <= sweep.cutoff) {
-            self.log.drop_oldest()?;
-        }
-        Ok(())
-    }
-
     /// Makes one decision and takes its facts into the log's next commit.
     fn decide(&mut self, now: Millis, make: impl FnOnce(&mut State, World<'_>) -> Step) {
         self.state.segment = self.log.segment();
@@ -409,6 +429,7 @@ impl<D: Disk> Turn<D> {
             policy: &self.rules.policy,
             evaluate: &*self.rules.evaluate,
             blobs: &*self.rules.blobs,
+            results: &self.results,
             now,
             sequence: self.log.next_sequence(),
         };

@@ -179,21 +179,23 @@ impl State {
                 if let Some(extra) = self.runs.get_mut(&holder).and_then(|run| run.extra.as_mut()) {
                     extra.key = None;
                 }
-                if let Some(finished) = self.finished.get_mut(&holder) {
-                    finished.key = None;
+            }
+            Event::KeyFreed { run, until } => {
+                self.freed_keys.insert(*run, *until);
+                self.forget_key_of(*run);
+            }
+            Event::ResultsDropped { segment } => self.results.drop_segment(*segment),
+            Event::ResultsKept(mark) => {
+                self.results = (**mark).clone();
+                let ended: Vec<RunId> = self.finished.keys().copied().collect();
+                for run in ended {
+                    self.forget_finished(run);
                 }
             }
             // The number of a flow whose record is damaged goes to another flow: its runs must not.
             Event::RunSnapshot(run) => {
                 self.flows.get(&run.flow)?;
                 self.run_snapshot(run);
-            }
-            Event::FinishedSnapshot(finished) => {
-                self.flows.get(&finished.flow)?;
-                if let Some(run) = self.runs.remove(&finished.id) {
-                    self.indexes.remove_run(&run);
-                }
-                self.keep_finished(FinishedRun { home: self.segment, ..(**finished).clone() });
             }
             Event::TotalsSnapshot(totals) => self.totals = (**totals).clone(),
         }
@@ -202,6 +204,7 @@ impl State {
 
     fn enqueued(&mut self, enqueued: &Enqueued, at: Millis) -> Option<()> {
         self.totals.runs_enqueued += 1;
+        self.newest_run = self.newest_run.max(Some(enqueued.run));
         let flow = self.flows.get(&enqueued.flow)?;
         let extra = RunExtra {
             key: enqueued.key.clone(),
@@ -410,8 +413,6 @@ impl State {
             exec_ms: exec_us.div_ceil(1000),
             letter,
             tasks,
-            // Its end alone is not a whole record: without what was said before, it names a run that nobody knows.
-            home: run.home,
         });
         Some(())
     }
@@ -434,6 +435,7 @@ impl State {
             }
         }
         self.forget_finished(run.id);
+        self.newest_run = self.newest_run.max(Some(run.id));
         let mut run = run.clone();
         run.home = self.segment;
         self.indexes.insert_run(&run);
@@ -463,6 +465,13 @@ impl State {
                 done.output = None;
             }
         }
+    }
+
+    fn forget_key_of(&mut self, run: RunId) {
+        let Some(finished) = self.finished.get_mut(&run) else { return };
+        let flow = self.flows.get(&finished.flow);
+        let name = finished.key.take().zip(flow).map(|(key, flow)| (flow.tenant.clone(), flow.def.id.clone(), key));
+        self.free_key(name, run);
     }
 
     fn free_key(&mut self, name: Option<KeyName>, run: RunId) {

@@ -12,7 +12,7 @@ use crate::{
     flow::spec::FlowDef,
     id::{Attempt, Digest, FlowNo, RunId, TaskRef, WorkerId},
     json::{Json, Payload},
-    queue::run::{FinishedRun, Run},
+    queue::{results::ResultsMark, run::Run},
     time::Millis,
     wire::{ArtifactEntry, Usage},
 };
@@ -128,9 +128,21 @@ pub enum Event {
         flow: String,
         key: String,
     },
+    /// A run that ended and whose result stays no longer holds its key.
+    KeyFreed {
+        run: RunId,
+        /// When its result expires.
+        until: Millis,
+    },
+    /// The results of all runs that ended before this stand in the results segments, synced: the log need not tell of
+    /// them any more.
+    ResultsKept(Box<ResultsMark>),
+    /// A results segment is forgotten: what it holds has expired, or there was too much.
+    ResultsDropped {
+        segment: u64,
+    },
     /// Compaction: the whole of an unfinished run, in place of all that was said of it before.
     RunSnapshot(Box<Run>),
-    FinishedSnapshot(Box<FinishedRun>),
     TotalsSnapshot(Box<Totals>),
 }
 

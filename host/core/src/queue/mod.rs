@@ -8,6 +8,7 @@ pub mod event;
 pub mod indexes;
 pub mod lanes;
 pub mod policy;
+pub mod results;
 pub mod run;
 pub mod state;
 pub mod view;

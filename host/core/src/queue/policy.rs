@@ -8,6 +8,7 @@ use crate::limits::RATE_LIMITED_MAX_MS;
 pub struct Policy {
     pub partition: u16,
     pub result_ttl_ms: u64,
+    /// What the shell's results segments hold at most, keys whose results were evicted not counted.
     pub results_max_bytes: u64,
     /// Idempotency keys held at most.
     pub keys_max: u64,

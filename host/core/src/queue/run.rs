@@ -206,9 +206,6 @@ pub struct FinishedRun {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub letter: Option<Box<Letter>>,
     pub tasks: Vec<(u16, TaskEnd)>,
-    /// As [`Run::home`].
-    #[serde(skip)]
-    pub home: u64,
 }
 
 impl Run {

@@ -14,6 +14,7 @@ use crate::{
     json::Payload,
     queue::{
         indexes::{Indexes, Place},
+        results::ResultsMark,
         run::{FinishedRun, Phase, Run, StepRun, Task},
     },
     time::Millis,
@@ -41,8 +42,13 @@ pub struct State {
     /// Unfinished runs.
     /// Boxed: the leaves of a tree that grows at its end stay half empty.
     pub runs: BTreeMap<RunId, Box<Run>>,
+    /// Runs that ended and are not in a results segment yet ([`super::results`]).
     pub finished: BTreeMap<RunId, FinishedRun>,
-    /// (tenant, flow id, key): the run that holds it.
+    /// The results segments that hold all that ended before the newest [`super::event::Event::ResultsKept`].
+    pub results: ResultsMark,
+    /// Ended runs whose keys were given free before their results expire, with that time.
+    pub freed_keys: BTreeMap<RunId, Millis>,
+    /// (tenant, flow id, key): the run that holds it, of those that are in memory.
     pub keys: BTreeMap<KeyName, RunId>,
     /// Pending dead letters by entry id.
     pub letters: BTreeMap<String, TaskRef>,
@@ -52,11 +58,12 @@ pub struct State {
     pub indexes: Indexes,
     /// Finished runs by the time at which they may be forgotten.
     pub expiry: BTreeSet<(Millis, RunId)>,
+    /// Of the finished runs in memory.
     pub results_bytes: u64,
-    /// Finished runs whose results were evicted early and whose keys still hold, by the time they may be forgotten.
-    pub evicted: BTreeSet<(Millis, RunId)>,
 
     // In memory only.
+    /// The largest id that was given out, as far as memory tells: a later one of the same millisecond is larger.
+    pub newest_run: Option<RunId>,
     /// The segment that takes the events being applied.
     pub segment: u64,
     pub progress: BTreeMap<TaskRef, u8>,
@@ -127,39 +134,24 @@ impl State {
     pub fn expire(&mut self, now: Millis, most: usize) -> alloc::vec::Vec<FinishedRun> {
         let mut gone = alloc::vec::Vec::new();
         while gone.len() < most
-            && let Some(&(expires_at, run)) = self.expiry.first().into_iter().chain(self.evicted.first()).min()
+            && let Some(&(expires_at, run)) = self.expiry.first()
             && expires_at <= now
         {
             self.expiry.remove(&(expires_at, run));
-            self.evicted.remove(&(expires_at, run));
             gone.extend(self.forget_finished(run));
+        }
+        while let Some(entry) = self.freed_keys.first_entry()
+            && *entry.get() <= now
+        {
+            entry.remove();
         }
         gone
     }
 
-    /// Forgets the oldest result; its key, if it has one, goes on answering. False when there is none.
-    pub(crate) fn evict_oldest_result(&mut self) -> bool {
-        let Some(&(expires_at, run)) = self.expiry.first() else { return false };
-        match self.finished.get_mut(&run) {
-            Some(finished) if finished.key.is_some() => {
-                self.results_bytes -= result_bytes(finished);
-                finished.output = None;
-                finished.tasks = alloc::vec::Vec::new();
-                self.results_bytes += result_bytes(finished);
-                self.expiry.remove(&(expires_at, run));
-                self.evicted.insert((expires_at, run));
-            }
-            _ => {
-                self.forget_finished(run);
-            }
-        }
-        true
-    }
-
-    pub(crate) fn forget_finished(&mut self, run: RunId) -> Option<FinishedRun> {
+    /// Takes a run that ended out of memory: it expired, or stands in a results segment. Not an event.
+    pub fn forget_finished(&mut self, run: RunId) -> Option<FinishedRun> {
         let finished = self.finished.remove(&run)?;
         self.expiry.remove(&(finished.expires_at, run));
-        self.evicted.remove(&(finished.expires_at, run));
         self.results_bytes -= result_bytes(&finished);
         if let (Some(key), Some(flow)) = (&finished.key, self.flows.get(&finished.flow)) {
             let name = (flow.tenant.clone(), flow.def.id.clone(), key.clone());
@@ -212,7 +204,7 @@ fn see_task(task: &Task, see: &mut impl FnMut(&Payload)) {
     }
 }
 
-/// What a finished run costs, with the history of its attempts: what `results_max_mb` bounds.
+/// What a finished run costs, with the history of its attempts: until it stands in a results segment.
 pub(crate) fn result_bytes(run: &FinishedRun) -> u64 {
     let attempts: u64 = run.tasks.iter().map(|(_, end)| 1 + end.earlier.len() as u64).sum();
     256 + run.output.as_ref().map_or(0, Payload::size_bytes) + ATTEMPT_BYTES * attempts

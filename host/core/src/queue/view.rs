@@ -6,6 +6,7 @@ use alloc::{
     string::{String, ToString},
     vec::Vec,
 };
+use core::ops::ControlFlow;
 
 use crate::{
     api::{
@@ -18,6 +19,7 @@ use crate::{
     json::{Json, Payload},
     queue::{
         decide::{entry_of, error_of},
+        results::{DamagedResult, Ended},
         run::{AttemptRecord, FinishedRun, Letter, Phase, Run, StepRun, Task, TaskEnd},
         state::State,
     },
@@ -26,6 +28,9 @@ use crate::{
 
 /// Of a dead letter's message in a task's row; the whole of it is in the letter.
 const MESSAGE_CHARS_MAX: usize = 240;
+
+/// Of runs that a prefix names, no more are counted.
+const SEVERAL_MAX: usize = 1000;
 
 /// What an id or a unique prefix names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,11 +42,10 @@ pub enum Found {
 
 /// Finds a run by its id, a unique prefix of it, or the id of one of its tasks.
 #[must_use]
-pub fn find_run(state: &State, id: &str) -> Found {
+pub fn find_run(ended: Ended<'_>, id: &str) -> Found {
     let text = id.split('.').next().unwrap_or(id);
     if let Ok(run) = text.parse::<RunId>() {
-        let known = state.runs.contains_key(&run) || state.finished.contains_key(&run);
-        return if known { Found::Run(run) } else { Found::None };
+        return if ended.knows(run) { Found::Run(run) } else { Found::None };
     }
     if text.is_empty() || text.len() > 26 {
         return Found::None;
@@ -53,12 +57,17 @@ pub fn find_run(state: &State, id: &str) -> Found {
         whole.parse::<RunId>()
     };
     let (Ok(low), Ok(high)) = (fill('0'), fill('Z')) else { return Found::None };
-    let mut found =
-        state.runs.range(low..=high).map(|(id, _)| *id).chain(state.finished.range(low..=high).map(|(id, _)| *id));
-    match (found.next(), found.count()) {
-        (Some(run), 0) => Found::Run(run),
-        (Some(_), more) => Found::Several(more + 1),
+    let (mut found, mut count) = (None, 0);
+    ended.range(low, high, &mut |run| {
+        if ended.knows(run) {
+            (found, count) = (Some(run), count + 1);
+        }
+        if count < SEVERAL_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    match (found, count) {
+        (Some(run), 1) => Found::Run(run),
         (None, _) => Found::None,
+        (Some(_), several) => Found::Several(several),
     }
 }
 
@@ -80,7 +89,7 @@ pub fn several_runs(id: &str, count: usize) -> ApiError {
     ApiError {
         kind: ErrorKind::Usage,
         code: None,
-        message: format!("'{id}' names {count} runs"),
+        message: format!("'{id}' names {count} runs{}", if count < SEVERAL_MAX { "" } else { " or more" }),
         hint: Some("give more of the id".into()),
         retry_after_ms: None,
     }
@@ -90,8 +99,8 @@ pub fn several_runs(id: &str, count: usize) -> ApiError {
 ///
 /// # Errors
 /// When nothing or more than one matches.
-pub fn run_by_id(state: &State, id: &str) -> Result<RunId, Box<ApiError>> {
-    match find_run(state, id) {
+pub fn run_by_id(ended: Ended<'_>, id: &str) -> Result<RunId, Box<ApiError>> {
+    match find_run(ended, id) {
         Found::Run(run) => Ok(run),
         Found::None => Err(Box::new(no_run(id))),
         Found::Several(count) => Err(Box::new(several_runs(id, count))),
@@ -132,7 +141,8 @@ pub fn stats(state: &State, now: Millis) -> Stats {
 ///
 /// # Errors
 /// When the state is not one of a run.
-pub fn list(state: &State, request: &ListRequest) -> Result<Vec<RunRow>, Box<ApiError>> {
+pub fn list(ended: Ended<'_>, request: &ListRequest) -> Result<Vec<RunRow>, Box<ApiError>> {
+    let state = ended.state;
     let wanted: &[RunState] = match request.state.as_deref() {
         None | Some("unfinished") => &[RunState::Active, RunState::Stalled],
         Some("all") => {
@@ -158,12 +168,25 @@ pub fn list(state: &State, request: &ListRequest) -> Result<Vec<RunRow>, Box<Api
         let flow = state.flows.get(no);
         request.flow.as_ref().is_none_or(|id| flow.is_some_and(|flow| flow.def.id == *id))
     };
-    let unfinished = state.runs.values().rev().filter(|run| wanted.contains(&run.state) && of_flow(&run.flow));
-    let ended = state.finished.values().rev().filter(|run| wanted.contains(&run.state) && of_flow(&run.flow));
-    let mut rows: Vec<RunRow> = unfinished.take(most).map(|run| unfinished_row(state, run)).collect();
-    rows.extend(ended.take(most).map(|run| finished_row(state, run)));
-    rows.sort_by_key(|row| core::cmp::Reverse(row.run_id));
-    rows.truncate(most);
+    let mut rows = Vec::new();
+    if wanted.iter().all(|wanted| matches!(wanted, RunState::Active | RunState::Stalled)) {
+        let unfinished = state.runs.values().rev().filter(|run| wanted.contains(&run.state) && of_flow(&run.flow));
+        rows.extend(unfinished.take(most).map(|run| unfinished_row(state, run)));
+        return Ok(rows);
+    }
+    ended.range(RunId(0), RunId(u128::MAX), &mut |id| {
+        if let Some(run) = state.runs.get(&id) {
+            if wanted.contains(&run.state) && of_flow(&run.flow) {
+                rows.push(unfinished_row(state, run));
+            }
+        } else if let Some(Ok(run)) = ended.run(id)
+            && wanted.contains(&run.state)
+            && of_flow(&run.flow)
+        {
+            rows.push(finished_row(state, &run));
+        }
+        if rows.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
     Ok(rows)
 }
 
@@ -211,22 +234,38 @@ fn names(state: &State, flow: FlowNo) -> (String, String) {
     state.flows.get(&flow).map_or_else(Default::default, |flow| (flow.def.id.clone(), (*flow.tenant).into()))
 }
 
-/// One run with its tasks. `blocked` says what keeps a ready task of a step from running (`compiling`, `profile`).
+/// The error for a run whose result cannot be read any more.
 #[must_use]
+pub fn damaged_result(id: RunId, damaged: &DamagedResult) -> ApiError {
+    ApiError {
+        kind: ErrorKind::Damaged,
+        code: None,
+        message: format!("run {id} ended, and the record of its end is damaged: {}", damaged.place),
+        hint: Some("see what else is: tm queue verify".into()),
+        retry_after_ms: None,
+    }
+}
+
+/// One run with its tasks. `blocked` says what keeps a ready task of a step from running (`compiling`, `profile`).
+///
+/// # Errors
+/// When there is no such run, or its record is damaged.
 pub fn detail(
-    state: &State,
+    ended: Ended<'_>,
     id: RunId,
     blobs: &dyn Blobs,
     blocked: &dyn Fn(FlowNo, u16) -> Option<String>,
-) -> Option<RunDetail> {
+) -> Result<RunDetail, Box<ApiError>> {
+    let gone = || Box::new(no_run(&id.to_string()));
+    let state = ended.state;
     if let Some(run) = state.runs.get(&id) {
-        let flow = state.flow_of(run)?;
+        let flow = state.flow_of(run).ok_or_else(gone)?;
         let mut tasks = Vec::new();
         for (place, step) in (0u16..).zip(run.steps.iter()) {
             step_rows(state, run, &flow.def, place, step, blocked, &mut tasks);
         }
         let extra = run.extra.clone().unwrap_or_default();
-        return Some(RunDetail {
+        return Ok(RunDetail {
             run_id: id,
             flow_id: flow.def.id.clone(),
             flow_digest: flow.def.digest.to_string(),
@@ -243,14 +282,15 @@ pub fn detail(
             tasks,
         });
     }
-    let run = state.finished.get(&id)?;
-    let flow = state.flows.get(&run.flow)?;
-    let tasks = run.tasks.iter().map(|(place, end)| ended_row(id, &flow.def, *place, end)).collect();
-    Some(RunDetail {
+    let run = ended.run(id).ok_or_else(gone)?.map_err(|damaged| Box::new(damaged_result(id, &damaged)))?;
+    let def = state.flows.get(&run.flow).map(|flow| &*flow.def);
+    let tasks = run.tasks.iter().map(|(place, end)| ended_row(id, def, *place, end)).collect();
+    let (flow_id, tenant) = names(state, run.flow);
+    Ok(RunDetail {
         run_id: id,
-        flow_id: flow.def.id.clone(),
-        flow_digest: flow.def.digest.to_string(),
-        tenant: (*flow.tenant).into(),
+        flow_id,
+        flow_digest: def.map_or_else(String::new, |def| def.digest.to_string()),
+        tenant,
         state: run.state,
         enqueued_at: run.enqueued_at,
         ended_at: Some(run.ended_at),
@@ -326,7 +366,7 @@ fn step_rows(
         StepRun::Faulted(letter) => {
             rows.push(bare(TaskState::Dead, Some(death(letter))));
         }
-        StepRun::Done(done) => rows.extend(done.tasks.iter().map(|end| ended_row(run.id, def, place, end))),
+        StepRun::Done(done) => rows.extend(done.tasks.iter().map(|end| ended_row(run.id, Some(def), place, end))),
     }
 }
 
@@ -337,8 +377,8 @@ fn death(letter: &Letter) -> String {
     format!("{}: {}: {line}", letter.code, letter.entry)
 }
 
-fn ended_row(run: RunId, def: &FlowDef, place: u16, end: &TaskEnd) -> TaskRow {
-    let id = step_id(def, place);
+fn ended_row(run: RunId, def: Option<&FlowDef>, place: u16, end: &TaskEnd) -> TaskRow {
+    let id = def.map_or("", |def| step_id(def, place));
     let state = match end.last.outcome.as_str() {
         "succeeded" => TaskState::Succeeded,
         "dead" => TaskState::Dead,
@@ -374,16 +414,19 @@ fn attempt_row(record: &AttemptRecord) -> AttemptRow {
 }
 
 /// How a run ended, when it did: what `--wait`, `run` and `result` answer. A stalled run counts as ended.
-#[must_use]
-pub fn run_end(state: &State, id: RunId, blobs: &dyn Blobs) -> Option<RunEnd> {
-    if let Some(run) = state.runs.get(&id) {
+///
+/// # Errors
+/// When the record of its end is damaged.
+pub fn run_end(ended: Ended<'_>, id: RunId, blobs: &dyn Blobs) -> Result<Option<RunEnd>, Box<ApiError>> {
+    if let Some(run) = ended.state.runs.get(&id) {
         if run.state != RunState::Stalled {
-            return None;
+            return Ok(None);
         }
         let error = run.letters().next().map(|(_, letter)| error_of(letter));
-        return Some(RunEnd { run_id: id, status: run.state, output: None, exec_ms: 0, error });
+        return Ok(Some(RunEnd { run_id: id, status: run.state, output: None, exec_ms: 0, error }));
     }
-    let run = state.finished.get(&id)?;
+    let Some(found) = ended.run(id) else { return Ok(None) };
+    let run = found.map_err(|damaged| Box::new(damaged_result(id, &damaged)))?;
     let error = match run.state {
         RunState::Cancelled => Some(crate::api::TaskError {
             code: code::CANCELLED.into(),
@@ -395,7 +438,7 @@ pub fn run_end(state: &State, id: RunId, blobs: &dyn Blobs) -> Option<RunEnd> {
         _ => run.letter.as_deref().map(error_of),
     };
     let output = run.output.as_ref().and_then(|output| read(output, blobs));
-    Some(RunEnd { run_id: id, status: run.state, output, exec_ms: run.exec_ms, error })
+    Ok(Some(RunEnd { run_id: id, status: run.state, output, exec_ms: run.exec_ms, error }))
 }
 
 /// Pending dead letters, newest first.

@@ -3,30 +3,28 @@
 use tm_core::{
     api::{ApiError, Counters, ErrorKind, Reply, Request, RunState, TaskRow, TaskState, WorkerRow},
     flow::advance::Blobs,
-    id::FlowNo,
+    id::{FlowNo, RunId},
     queue::{
         decide::{Runnable, entry_of},
-        state::State,
+        results::Ended,
         view,
     },
-    time::Millis,
 };
 
 /// What an answer needs beside the state.
 pub(super) struct Asked<'a> {
-    pub(super) state: &'a State,
+    pub(super) ended: Ended<'a>,
     pub(super) blobs: &'a dyn Blobs,
     pub(super) runnable: &'a dyn Fn(FlowNo, u16) -> Runnable,
     pub(super) workers: &'a dyn Fn() -> Vec<WorkerRow>,
     pub(super) backend: &'static str,
     /// Nothing is leased because the disk has no room.
     pub(super) disk_full: bool,
-    pub(super) now: Millis,
 }
 
 /// The answer, or `None` when the request is not one that only reads.
 pub(super) fn answer(asked: &Asked<'_>, request: &Request) -> Option<Reply> {
-    let state = asked.state;
+    let Ended { state, now, .. } = asked.ended;
     Some(match request {
         Request::Ping => Reply::Pong { pid: std::process::id(), version: env!("CARGO_PKG_VERSION").into() },
         Request::FlowEnv { tenant, flow } => {
@@ -36,32 +34,33 @@ pub(super) fn answer(asked: &Asked<'_>, request: &Request) -> Option<Reply> {
             }
         }
         Request::Stats => {
-            let mut stats = view::stats(state, asked.now);
+            let mut stats = view::stats(state, now);
             stats.backend = asked.backend.into();
             stats.workers_live = (asked.workers)().len() as u64;
             stats.held_back = held_back(asked).filter(|_| stats.ready > 0);
             Reply::Stats(stats)
         }
-        Request::List(list) => match view::list(state, list) {
+        Request::List(list) => match view::list(asked.ended, list) {
             Ok(rows) => Reply::Runs(rows),
             Err(error) => Reply::Error(*error),
         },
-        Request::Show { id } => match view::run_by_id(state, id) {
+        Request::Show { id } => match view::run_by_id(asked.ended, id) {
             Err(error) => Reply::Error(*error),
-            Ok(run) => match view::detail(state, run, asked.blobs, &|flow, step| blocked(asked, flow, step)) {
-                Some(mut detail) => {
+            Ok(run) => match view::detail(asked.ended, run, asked.blobs, &|flow, step| blocked(asked, flow, step)) {
+                Ok(mut detail) => {
                     let waits = |task: &TaskRow| task.state == TaskState::Ready;
                     detail.held_back = held_back(asked).filter(|_| detail.tasks.iter().any(waits));
                     Reply::Run(Box::new(detail))
                 }
-                None => Reply::Error(view::no_run(id)),
+                Err(error) => Reply::Error(*error),
             },
         },
-        Request::Result { id } => match view::run_by_id(state, id) {
+        Request::Result { id } => match view::run_by_id(asked.ended, id) {
             Err(error) => Reply::Error(*error),
-            Ok(run) => match view::run_end(state, run, asked.blobs) {
-                Some(end) => Reply::Ended(Box::new(end)),
-                None => Reply::Error(ApiError {
+            Ok(run) => match view::run_end(asked.ended, run, asked.blobs) {
+                Ok(Some(end)) => Reply::Ended(Box::new(end)),
+                Err(error) => Reply::Error(*error),
+                Ok(None) => Reply::Error(ApiError {
                     kind: ErrorKind::Failed,
                     code: None,
                     message: format!("run {run} has not ended"),
@@ -110,6 +109,9 @@ fn blocked(asked: &Asked<'_>, flow: FlowNo, step: u16) -> Option<String> {
 }
 
 /// Whether a run's end is one that `--wait` answers.
-pub(super) fn has_ended(state: &State, run: tm_core::id::RunId) -> bool {
-    state.finished.contains_key(&run) || state.runs.get(&run).is_some_and(|run| run.state == RunState::Stalled)
+pub(super) fn has_ended(ended: Ended<'_>, run: RunId) -> bool {
+    match ended.state.runs.get(&run) {
+        Some(run) => run.state == RunState::Stalled,
+        None => ended.run(run).is_some(),
+    }
 }

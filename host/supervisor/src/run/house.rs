@@ -15,6 +15,7 @@ use tm_core::{
         decide::Runnable,
         effect::{Effect, Input, Outcome, Report, Ticket},
         lanes::{Slot, Want},
+        results::Ended,
         run::FinishedRun,
         state::{Registered, State},
         view,
@@ -92,10 +93,10 @@ impl<D: Disk> Shell for House<D> {
             pool.want(wants, &|no| profile_of(state, no).and_then(|profile| catalogue.spec(profile)).cloned(), now.0);
     }
 
-    fn perform(&mut self, state: &State, effect: Effect, now: Millis) {
+    fn perform(&mut self, ended: Ended<'_>, effect: Effect, now: Millis) {
         match effect {
             Effect::Reply { ticket, reply } => self.replies.push((ticket, reply)),
-            Effect::Start { worker, task, attempt } => self.start(state, worker, task, attempt, now),
+            Effect::Start { worker, task, attempt } => self.start(ended.state, worker, task, attempt, now),
             Effect::Cancel { worker, task, attempt } => {
                 if let Some(pool) = &mut self.pool {
                     pool.cancel(worker, task, attempt, CANCEL_GRACE_MS);
@@ -122,7 +123,7 @@ impl<D: Disk> Shell for House<D> {
             }
             Effect::RunEnded { run } => {
                 for ticket in self.waiters.remove(&run).unwrap_or_default() {
-                    self.replies.push((ticket, end_of(state, run, &self.blobs)));
+                    self.replies.push((ticket, end_of(ended, run, &self.blobs)));
                 }
             }
         }
@@ -155,10 +156,10 @@ impl<D: Disk> House<D> {
     }
 
     /// Answers when the run ended; at once when it has.
-    pub(super) fn wait(&mut self, state: &State, ticket: Ticket, run: RunId) {
-        if has_ended(state, run) {
-            self.replies.push((ticket, end_of(state, run, &self.blobs)));
-        } else if state.runs.contains_key(&run) {
+    pub(super) fn wait(&mut self, ended: Ended<'_>, ticket: Ticket, run: RunId) {
+        if has_ended(ended, run) {
+            self.replies.push((ticket, end_of(ended, run, &self.blobs)));
+        } else if ended.state.runs.contains_key(&run) {
             self.waiters.entry(run).or_default().push(ticket);
         } else {
             self.replies.push((ticket, Reply::Error(view::no_run(&run.to_string()))));
@@ -264,10 +265,11 @@ impl<D: Disk> House<D> {
     }
 }
 
-fn end_of<D: Disk>(state: &State, run: RunId, blobs: &StoredBlobs<D>) -> Reply {
-    match view::run_end(state, run, blobs) {
-        Some(end) => Reply::Ended(Box::new(end)),
-        None => Reply::Error(ApiError {
+fn end_of<D: Disk>(ended: Ended<'_>, run: RunId, blobs: &StoredBlobs<D>) -> Reply {
+    match view::run_end(ended, run, blobs) {
+        Ok(Some(end)) => Reply::Ended(Box::new(end)),
+        Err(error) => Reply::Error(*error),
+        Ok(None) => Reply::Error(ApiError {
             kind: ErrorKind::Internal,
             code: None,
             message: format!("run {run} ended and cannot be found"),

@@ -15,6 +15,7 @@ use tm_core::{
     queue::{
         decide::{Runnable, World, decide},
         effect::{Effect, Input, Ticket},
+        results::Ended,
         state::State,
     },
 };
@@ -35,6 +36,7 @@ use crate::{
         disk::RealDisk,
         lock::{Locks, Role},
         recover::{self, Damage, Recovery},
+        results::ResultStore,
     },
 };
 
@@ -155,18 +157,17 @@ impl Local {
 /// # Errors
 /// [`RunError::NoQueue`] when there is none, and when it cannot be read.
 pub fn read_only(options: &Options, request: &Request, damaged: &mut dyn FnMut(&Damage)) -> Result<Reply, RunError> {
-    let (disk, state, recovery) = replayed(options)?;
+    let (disk, state, results, recovery) = replayed(options)?;
     recovery.damaged.iter().for_each(damaged);
     let mut clock = Clock::not_before(state.last_at);
     let blobs = StoredBlobs::new(BlobStore::reading(disk));
     let asked = Asked {
-        state: &state,
+        ended: Ended { state: &state, results: &results, now: clock.now() },
         blobs: &blobs,
         runnable: &|_, _| Runnable::Compiling,
         workers: &Vec::new,
         backend: "file",
         disk_full: false,
-        now: clock.now(),
     };
     answer(&asked, request).ok_or(RunError::Lonely)
 }
@@ -189,11 +190,12 @@ pub fn preview(
         Request::DlqPurge(action) => Input::Purge { ticket, action },
         _ => return Ok(None),
     };
-    let (disk, mut state, recovery) = replayed(options)?;
+    let (disk, mut state, results, recovery) = replayed(options)?;
     let (policy, evaluate) = (options.settings.policy(), MiniJinja::new());
     let blobs = Unwritten(StoredBlobs::new(BlobStore::reading(disk)));
     let now = Clock::not_before(state.last_at).now();
-    let world = World { policy: &policy, evaluate: &evaluate, blobs: &blobs, now, sequence: recovery.next_sequence };
+    let sequence = recovery.next_sequence;
+    let world = World { policy: &policy, evaluate: &evaluate, blobs: &blobs, results: &results, now, sequence };
     let step = decide(&mut state, world, input);
     if !step.events.is_empty() {
         return Ok(None);
@@ -205,14 +207,15 @@ pub fn preview(
     }))
 }
 
-fn replayed(options: &Options) -> Result<(RealDisk, State, Recovery), RunError> {
+fn replayed(options: &Options) -> Result<(RealDisk, State, ResultStore<RealDisk>, Recovery), RunError> {
     if !options.roots.hold_a_queue() {
         return Err(RunError::NoQueue { path: options.roots.queue.clone() });
     }
     let disk = RealDisk::existing(&options.roots)?;
     let mut state = State::default();
     let recovery = recover::read(&disk, &mut |frame, segment| state.replay(&frame, segment))?;
-    Ok((disk, state, recovery))
+    let results = ResultStore::read(disk.clone(), state.secret, &state.results)?;
+    Ok((disk, state, results, recovery))
 }
 
 /// Blobs that can be read; what is put stays in memory.

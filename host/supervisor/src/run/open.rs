@@ -70,7 +70,7 @@ impl<D: Disk> Session<D> {
         let rules =
             Rules { policy: settings.policy(), evaluate: Box::new(MiniJinja::new()), blobs: Box::new(blobs.clone()) };
         let (turn, recovery) = Turn::open(disk.clone(), log_options(settings), rules, new_secret()?, now)?;
-        if let Err(error) = letters.catch_up(&turn.state, now) {
+        if let Err(error) = letters.catch_up(turn.ended(now)) {
             tracing::warn!(%error, "files of requeued or purged dead letters could not be archived");
         }
         let user = WorkerUser::resolve(options.worker_user.as_deref())?;
@@ -130,7 +130,7 @@ impl<D: Disk> Session<D> {
 
 /// What nothing names any more, and what attempts of a predecessor staged. Only at the start: nobody writes then.
 fn sweep<D: Disk>(turn: &Turn<D>, disk: &D, blobs: &StoredBlobs<D>, artifacts: &Artifacts<D>) -> Result<(), RunError> {
-    let live = turn.state.live_blobs();
+    let live = turn.live_blobs();
     let swept = blobs.store().sweep(&|digest| live.contains(digest), false)?;
     let staged = artifacts.sweep_staging()?;
     forget(disk, &live)?;

@@ -113,7 +113,7 @@ impl<D: Disk> Session<D> {
             self.house.blobs.unpin();
         }
         self.file_again(now);
-        let swept = self.sweeper.turn(now, &self.turn.state, &self.house);
+        let swept = self.sweeper.turn(now, &self.turn, &self.house);
         let due = [deadline, self.house.again_at.take(), swept, self.file_at].into_iter().flatten().min();
         Ok(if more { Some(now) } else { due })
     }
@@ -131,7 +131,7 @@ impl<D: Disk> Session<D> {
         if self.file_at.is_some_and(|at| at <= now) {
             self.file_at = None;
             for effect in unfiled(&self.turn.state) {
-                self.house.perform(&self.turn.state, effect, now);
+                self.house.perform(self.turn.ended(now), effect, now);
             }
         }
     }
@@ -163,7 +163,7 @@ impl<D: Disk> Session<D> {
 
     fn read(&mut self, ticket: Ticket, request: &Request, now: Millis) {
         if let Request::Wait { run } = request {
-            return self.house.wait(&self.turn.state, ticket, *run);
+            return self.house.wait(self.turn.ended(now), ticket, *run);
         }
         if let Request::Counters = request {
             let longest = std::mem::take(&mut self.longest_turn);
@@ -172,13 +172,12 @@ impl<D: Disk> Session<D> {
             return self.house.replies.push((ticket, Reply::Counters(counters)));
         }
         let asked = Asked {
-            state: &self.turn.state,
+            ended: self.turn.ended(now),
             blobs: &self.house.blobs,
             runnable: &|flow, step| self.house.runnable(flow, step),
             workers: &|| self.house.workers(),
             backend: self.backend,
             disk_full: self.turn.disk_full,
-            now,
         };
         if let Some(reply) = answer(&asked, request) {
             self.house.replies.push((ticket, reply));

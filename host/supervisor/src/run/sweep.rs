@@ -13,10 +13,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tm_core::{queue::state::State, time::Millis, wire::staging_path};
+use tm_core::{time::Millis, wire::staging_path};
 
 use super::house::House;
-use crate::{config::Scratch, store::disk::Disk};
+use crate::{config::Scratch, store::disk::Disk, turn::Turn};
 
 const EVERY_MS: u64 = 600_000;
 
@@ -40,7 +40,8 @@ impl Sweeper {
     }
 
     /// Starts a sweep when one is due and something happened since the last. Returns when to ask again.
-    pub(super) fn turn<D: Disk>(&mut self, now: Millis, state: &State, house: &House<D>) -> Option<Millis> {
+    pub(super) fn turn<D: Disk>(&mut self, now: Millis, turn: &Turn<D>, house: &House<D>) -> Option<Millis> {
+        let state = &turn.state;
         // A command that passes sweeps nothing.
         house.pool.as_ref()?;
         let seen = (house.blobs.puts(), state.totals.tasks_started);
@@ -52,7 +53,7 @@ impl Sweeper {
         }
         let blobs_changed = seen.0 != self.seen.0;
         (self.seen, self.due_at) = (seen, now.plus(EVERY_MS));
-        let live = blobs_changed.then(|| state.live_blobs());
+        let live = blobs_changed.then(|| turn.live_blobs());
         let held: BTreeSet<String> = state
             .indexes
             .leases

@@ -8,8 +8,7 @@ use std::ops::ControlFlow;
 use tm_core::{
     api::{DlqEntry, RunState},
     id::is_name,
-    queue::state::State,
-    time::Millis,
+    queue::results::Ended,
 };
 
 use super::{
@@ -115,16 +114,18 @@ impl<D: Disk> Dlq<D> {
     ///
     /// # Errors
     /// Those of the disk; what is left is found again the next time.
-    pub fn catch_up(&self, state: &State, now: Millis) -> Result<(), DlqError> {
+    pub fn catch_up(&self, ended: Ended<'_>) -> Result<(), DlqError> {
+        let state = ended.state;
         for id in self.ids(Place::Pending)?.iter().filter(|id| !state.letters.contains_key(*id)) {
             // Damaged ones are named when they are listed.
             let Ok(entry) = self.read(Place::Pending, id) else { continue };
-            let consumed = match state.finished.get(&entry.run_id) {
-                Some(run) if run.state != RunState::Succeeded => "purged",
+            let consumed = match ended.run(entry.run_id) {
+                Some(Ok(run)) if run.state != RunState::Succeeded => "purged",
+                Some(Err(_)) => continue,
                 None if !state.runs.contains_key(&entry.run_id) => continue,
-                Some(_) | None => "requeued",
+                Some(Ok(_)) | None => "requeued",
             };
-            self.archive(&DlqEntry { state: consumed.into(), consumed_at: Some(now), ..entry })?;
+            self.archive(&DlqEntry { state: consumed.into(), consumed_at: Some(ended.now), ..entry })?;
         }
         Ok(())
     }
@@ -206,7 +207,7 @@ fn died_at(id: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use tm_core::{api::TaskError, id::RunId};
+    use tm_core::{api::TaskError, id::RunId, time::Millis};
 
     use super::{
         super::disk::{How, MemDisk},

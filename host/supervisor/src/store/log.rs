@@ -122,7 +122,7 @@ impl<D: Disk> Log<D> {
     /// When the disk fails or the log is of a newer format ([`LogError::Newer`]).
     pub fn open(disk: D, options: LogOptions, each: &mut dyn FnMut(Frame, u64)) -> Result<(Self, Recovery), LogError> {
         let mut meta = Meta::load(&disk)?;
-        let (recovery, mut found) = recover::replay(&disk, each)?;
+        let (recovery, mut found) = recover::replay_ahead(&disk, each)?;
         for damage in &recovery.damaged {
             tracing::warn!(file = %damage.file, byte = damage.offset, bytes = damage.bytes, why = %damage.why, "damage in the log was skipped");
             repair::keep_aside(&disk, damage);
@@ -195,6 +195,12 @@ impl<D: Disk> Log<D> {
         self.closed.iter().map(|closed| closed.bytes).sum::<u64>() + self.active.room
     }
 
+    /// Of all segments, without the room that is reserved.
+    #[must_use]
+    pub fn written_bytes(&self) -> u64 {
+        self.closed.iter().map(|closed| closed.bytes).sum::<u64>() + self.active.end
+    }
+
     /// Of the disk below, all files together.
     #[must_use]
     pub fn syncs(&self) -> u64 {
@@ -230,6 +236,15 @@ impl<D: Disk> Log<D> {
             self.write_meta();
         }
         Ok(reserved)
+    }
+
+    /// Closes the active segment, so that it can be compacted, and begins one with `bytes` of room. False: no room.
+    ///
+    /// # Errors
+    /// Those of [`Log::commit`].
+    pub fn close_segment(&mut self, bytes: u64) -> Result<bool, LogError> {
+        self.usable()?;
+        self.rotate(bytes)
     }
 
     /// Takes a frame into the next commit; returns the segment that it goes to.

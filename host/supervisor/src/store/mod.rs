@@ -11,6 +11,7 @@ mod meta;
 pub mod native;
 pub mod recover;
 pub mod repair;
+pub mod results;
 mod sealed;
 pub mod segment;
 pub mod verify;

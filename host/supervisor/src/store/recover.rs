@@ -4,7 +4,7 @@
 //! good record after it was being written when the power went: it is cut. Every other bad byte is damage: skipped,
 //! named by file and place, kept aside. Reading alone changes nothing (I12).
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::mpsc, thread};
 
 use memchr::memmem;
 use serde::{Deserialize, Serialize, Serializer};
@@ -27,6 +27,11 @@ const CANDIDATES_MAX: usize = 4096;
 const RECORD_MIN_BYTES: u64 = 35;
 /// Numbers above this cannot be: at a million records a second they would take centuries.
 const SEQUENCE_MAX: u64 = 1 << 53;
+/// A log that is smaller is read where it is taken in.
+const AHEAD_MIN_BYTES: u64 = 8 * 1024 * 1024;
+/// What the reading is ahead of the taking in, at most: batches, and frames in each.
+const AHEAD_BATCHES: usize = 8;
+const AHEAD_FRAMES: usize = 512;
 const DERIVED_MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 /// What opening found, besides the frames.
@@ -128,7 +133,38 @@ pub(super) struct Found {
 /// # Errors
 /// When the queue folder cannot be read, or its format is a newer one.
 pub fn read<D: Disk>(disk: &D, each: &mut dyn FnMut(Frame, u64)) -> Result<Recovery, LogError> {
-    replay(disk, each).map(|(recovery, _)| recovery)
+    replay_ahead(disk, each).map(|(recovery, _)| recovery)
+}
+
+/// As [`replay`], with the reading on a thread of its own when there is much to read: what is decoded there is taken in here.
+pub(super) fn replay_ahead<D: Disk>(
+    disk: &D,
+    each: &mut dyn FnMut(Frame, u64),
+) -> Result<(Recovery, Vec<Found>), LogError> {
+    let bytes: u64 = segment::list(disk)?.iter().map(|(_, bytes)| bytes).sum();
+    if bytes < AHEAD_MIN_BYTES {
+        return replay(disk, each);
+    }
+    let (batches, decoded) = mpsc::sync_channel::<Vec<(Frame, u64)>>(AHEAD_BATCHES);
+    thread::scope(|scope| {
+        let reader = thread::Builder::new().name("tm-replay".into()).spawn_scoped(scope, move || {
+            let mut batch = Vec::with_capacity(AHEAD_FRAMES);
+            let found = replay(disk, &mut |frame, segment| {
+                batch.push((frame, segment));
+                if batch.len() == AHEAD_FRAMES {
+                    // The other end is there until this thread has ended.
+                    let _ = batches.send(std::mem::replace(&mut batch, Vec::with_capacity(AHEAD_FRAMES)));
+                }
+            });
+            let _ = batches.send(batch);
+            found
+        });
+        let Ok(reader) = reader else { return replay(disk, each) };
+        for batch in decoded {
+            batch.into_iter().for_each(|(frame, segment)| each(frame, segment));
+        }
+        reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 pub(super) fn replay<D: Disk>(disk: &D, each: &mut dyn FnMut(Frame, u64)) -> Result<(Recovery, Vec<Found>), LogError> {
@@ -204,7 +240,7 @@ pub(super) fn replay<D: Disk>(disk: &D, each: &mut dyn FnMut(Frame, u64)) -> Res
 
 /// The sequence of the first good record of a segment.
 fn first_sequence<D: Disk>(disk: &D, no: u64) -> Result<Option<u64>, DiskError> {
-    let mut lines = Lines::open(disk, no)?;
+    let mut lines = Lines::open(disk, &segment::path(no))?;
     while let Some(line) = lines.next()? {
         if let Ok((sequence, _)) = codec::decode(line.bytes)
             && sequence < SEQUENCE_MAX
@@ -290,7 +326,7 @@ impl<D: Disk> Replay<'_, D> {
 
     fn segment(&mut self, no: u64, file_bytes: u64, last: bool) -> Result<Found, LogError> {
         let index = Index::load(self.disk, no);
-        let mut lines = Lines::open(self.disk, no)?;
+        let mut lines = Lines::open(self.disk, &segment::path(no))?;
         self.contents = Contents::default();
         self.open_line = false;
         while let Some(line) = lines.next()? {

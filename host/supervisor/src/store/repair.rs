@@ -1,10 +1,13 @@
 //! Damage set aside, and the queue made whole around it.
 
+use tm_core::queue::state::State;
+
 use super::{
     disk::{self, Disk, DiskError, How},
     log::{Log, LogError, LogOptions},
     meta::META,
     recover::{self, ACCEPTED, Accepted, Damage, Why},
+    results::{self, ResultStore},
     segment,
     verify::{Action, Report, verify},
 };
@@ -32,6 +35,10 @@ pub fn repair<D: Disk>(disk: &D, dry_run: bool) -> Result<Report, LogError> {
             _ => {}
         }
     }
+    for damaged in &report.damaged_results {
+        let (file, offset, bytes) = (damaged.file.clone(), damaged.offset, damaged.bytes + damaged.missing_bytes);
+        report.actions.push(Action::Blank { file, offset, bytes });
+    }
     if dry_run {
         return Ok(report);
     }
@@ -40,11 +47,24 @@ pub fn repair<D: Disk>(disk: &D, dry_run: bool) -> Result<Report, LogError> {
         match damage.why {
             Why::ForeignSegment { .. } => move_away(disk, damage)?,
             Why::MissingStart | Why::MissingAll => disk.unlink(META)?,
-            _ => blank(disk, damage)?,
+            _ => blank(disk, &segment::path(damage.segment), damage.offset, damage.bytes)?,
+        }
+    }
+    for damaged in &report.damaged_results {
+        let path = results::path(damaged.segment);
+        match damaged.missing_bytes {
+            0 => blank(disk, &path, damaged.offset, damaged.bytes)?,
+            missing_bytes => extend(disk, &path, damaged.offset, missing_bytes)?,
+        }
+        match disk.unlink(&results::index_path(damaged.segment)) {
+            Err(error) if !error.is_not_found() => return Err(error.into()),
+            _ => {}
         }
     }
     // Cuts the tail, rebuilds indexes, writes the derived files.
-    let (log, _) = Log::open(disk.clone(), LogOptions::default(), &mut |_, _| {})?;
+    let mut state = State::default();
+    let (log, _) = Log::open(disk.clone(), LogOptions::default(), &mut |frame, segment| state.replay(&frame, segment))?;
+    ResultStore::write(disk.clone(), state.secret, &state.results, u64::MAX)?.close()?;
     log.close()?;
     Ok(report)
 }
@@ -76,20 +96,33 @@ fn move_away<D: Disk>(disk: &D, damage: &Damage) -> Result<(), DiskError> {
     disk.rename(&from, &format!("{FOLDER}/{}", from.rsplit('/').next().unwrap_or_default()))
 }
 
-fn blank<D: Disk>(disk: &D, damage: &Damage) -> Result<(), DiskError> {
-    if damage.bytes == 0 {
+fn blank<D: Disk>(disk: &D, path: &str, offset: u64, bytes: u64) -> Result<(), DiskError> {
+    if bytes == 0 {
         return Ok(());
     }
-    copy_aside(disk, damage)?;
-    let file = disk.open(&segment::path(damage.segment), How::Write)?;
+    copy_aside(disk, path, offset, bytes)?;
+    newlines(disk, &disk.open(path, How::Write)?, offset, bytes)
+}
+
+/// Makes a file that is gone or too short as long as it was, without records.
+fn extend<D: Disk>(disk: &D, path: &str, offset: u64, bytes: u64) -> Result<(), DiskError> {
+    let file = match disk.open(path, How::Write) {
+        Err(error) if error.is_not_found() => disk.open(path, How::CreateNew)?,
+        file => file?,
+    };
+    newlines(disk, &file, offset, bytes)?;
+    disk.sync_folder("queue")
+}
+
+fn newlines<D: Disk>(disk: &D, file: &D::File, offset: u64, count: u64) -> Result<(), DiskError> {
     let newlines = vec![b'\n'; CHUNK_BYTES];
     let mut done = 0;
-    while done < damage.bytes {
-        let bytes = usize::try_from(damage.bytes - done).map_or(CHUNK_BYTES, |rest| rest.min(CHUNK_BYTES));
-        disk.write_at(&file, damage.offset + done, &newlines[..bytes])?;
+    while done < count {
+        let bytes = usize::try_from(count - done).map_or(CHUNK_BYTES, |rest| rest.min(CHUNK_BYTES));
+        disk.write_at(file, offset + done, &newlines[..bytes])?;
         done += bytes as u64;
     }
-    disk.sync(&file)
+    disk.sync(file)
 }
 
 /// Copies damaged bytes to `queue/damaged/`, once. Failing is no reason not to open: the bytes also stay where they are.
@@ -97,24 +130,24 @@ pub(super) fn keep_aside<D: Disk>(disk: &D, damage: &Damage) {
     if damage.bytes == 0 {
         return;
     }
-    if let Err(error) = copy_aside(disk, damage) {
+    if let Err(error) = copy_aside(disk, &segment::path(damage.segment), damage.offset, damage.bytes) {
         tracing::warn!(%error, "damaged bytes could not be copied to the folder damaged");
     }
 }
 
-fn copy_aside<D: Disk>(disk: &D, damage: &Damage) -> Result<(), DiskError> {
+fn copy_aside<D: Disk>(disk: &D, path: &str, offset: u64, bytes: u64) -> Result<(), DiskError> {
     disk::create_folders(disk, FOLDER)?;
-    let path = format!("{FOLDER}/segment-{:06}-{}.bin", damage.segment, damage.offset);
-    let to = match disk.open(&path, How::CreateNew) {
+    let name = path.rsplit('/').next().unwrap_or(path).trim_end_matches(".log");
+    let to = match disk.open(&format!("{FOLDER}/{name}-{offset}.bin"), How::CreateNew) {
         Err(DiskError::Exists { .. }) => return Ok(()),
         created => created?,
     };
-    let from = disk.open(&segment::path(damage.segment), How::Read)?;
+    let from = disk.open(path, How::Read)?;
     let mut done = 0;
     let mut buffer = vec![0; CHUNK_BYTES];
-    while done < damage.bytes {
-        let wanted = usize::try_from(damage.bytes - done).map_or(CHUNK_BYTES, |rest| rest.min(CHUNK_BYTES));
-        let got = disk.read_at(&from, damage.offset + done, &mut buffer[..wanted])?;
+    while done < bytes {
+        let wanted = usize::try_from(bytes - done).map_or(CHUNK_BYTES, |rest| rest.min(CHUNK_BYTES));
+        let got = disk.read_at(&from, offset + done, &mut buffer[..wanted])?;
         if got == 0 {
             break;
         }

@@ -3,14 +3,28 @@
 use serde::{Serialize, de::DeserializeOwned};
 use tm_core::record::codec::MARK;
 
+/// `{"c":"01234567",`
+const HEAD_BYTES: usize = MARK.len() + 10;
+
 /// The line of a value that serialises as a JSON object.
 pub(super) fn seal<T: Serialize>(value: &T) -> Vec<u8> {
-    let body = serde_json::to_vec(value).unwrap_or_default();
-    let rest = body.get(1..).unwrap_or_default();
-    let mut bytes = format!("{{\"c\":\"{:08x}\",", crc32c::crc32c(rest)).into_bytes();
-    bytes.extend_from_slice(rest);
-    bytes.push(b'\n');
+    let mut bytes = Vec::new();
+    seal_into(value, &mut bytes);
     bytes
+}
+
+/// Appends the line of a value that serialises as a JSON object.
+pub(super) fn seal_into<T: Serialize>(value: &T, out: &mut Vec<u8>) {
+    let start = out.len();
+    // The object's own brace is the last byte of the head, until the head is written.
+    out.resize(start + HEAD_BYTES - 1, 0);
+    if serde_json::to_writer(&mut *out, value).is_err() {
+        out.truncate(start + HEAD_BYTES - 1);
+    }
+    let sum = crc32c::crc32c(out.get(start + HEAD_BYTES..).unwrap_or_default());
+    let head = format!("{{\"c\":\"{sum:08x}\",");
+    out[start..start + HEAD_BYTES].copy_from_slice(head.as_bytes());
+    out.push(b'\n');
 }
 
 /// The value, when every byte is as it was written.

@@ -77,10 +77,15 @@ pub(super) enum LineEnd {
 }
 
 impl<'d, D: Disk> Lines<'d, D> {
-    pub(super) fn open(disk: &'d D, no: u64) -> Result<Self, DiskError> {
-        let file = disk.open(&path(no), How::Read)?;
+    pub(super) fn open(disk: &'d D, path: &str) -> Result<Self, DiskError> {
+        Self::open_at(disk, path, 0)
+    }
+
+    /// Begins at a place where a line does.
+    pub(super) fn open_at(disk: &'d D, path: &str, offset: u64) -> Result<Self, DiskError> {
+        let file = disk.open(path, How::Read)?;
         let size = disk.size(&file)?;
-        Ok(Self { disk, file, buffer: Vec::new(), start: 0, searched: 0, offset: 0, size, ended: false, crc: 0 })
+        Ok(Self { disk, file, buffer: Vec::new(), start: 0, searched: 0, offset, size, ended: false, crc: 0 })
     }
 
     /// CRC-32C of the file up to the end of the last line.

@@ -18,6 +18,7 @@ use tm_core::{
         effect::{Effect, Input, Outcome, Report, Ticket},
         lanes::{ProfileNo, Slot, Want},
         policy::Policy,
+        results::Ended,
         run::FinishedRun,
         state::{Registered, State},
     },
@@ -75,10 +76,10 @@ impl Shell for Hands {
         self.profile = wants.first().map(|want| want.profile);
     }
 
-    fn perform(&mut self, state: &State, effect: Effect, _: Millis) {
+    fn perform(&mut self, ended: Ended<'_>, effect: Effect, _: Millis) {
         match effect {
             Effect::Start { worker, task, attempt } => {
-                let poison = state.step_of(task).is_some_and(|(flow, _)| flow.def.id == "poison");
+                let poison = ended.state.step_of(task).is_some_and(|(flow, _)| flow.def.id == "poison");
                 let outcome = match (poison, attempt) {
                     (true, _) => failed(Class::Fatal),
                     (false, 1) if task.run.0 % 3 == 0 => failed(Class::Retryable),

@@ -12,6 +12,7 @@ use super::{
     log::LogError,
     meta::{META, Meta, opened},
     recover::{self, Found, Recovery},
+    results::{self, DamagedResults, ResultStore},
     segment::{self, Index},
 };
 
@@ -21,6 +22,8 @@ pub struct Report {
     pub log: Recovery,
     /// What the next opening, or this repair, does to files.
     pub actions: Vec<Action>,
+    /// Results that cannot be read.
+    pub damaged_results: Vec<DamagedResults>,
     /// Dead letters' files that cannot be read.
     pub damaged_letters: Vec<String>,
     /// Blobs that something live names and that cannot be read. Nothing can mend them.
@@ -44,10 +47,10 @@ impl Report {
     /// Whether anything was lost or is unreadable. A torn tail is neither: it was never acknowledged.
     #[must_use]
     pub fn is_damaged(&self) -> bool {
-        !self.log.damaged.is_empty() || self.has_more_than_a_log()
+        !self.log.damaged.is_empty() || !self.damaged_results.is_empty() || self.has_more_than_a_log()
     }
 
-    /// Whether there is damage outside the log, which a repair does not mend.
+    /// Whether there is damage outside the log and the results, which a repair does not mend.
     #[must_use]
     pub fn has_more_than_a_log(&self) -> bool {
         !(self.damaged_letters.is_empty() && self.damaged_blobs.is_empty() && self.broken.is_empty())
@@ -81,10 +84,18 @@ pub fn verify<D: Disk>(disk: &D) -> Result<Report, LogError> {
     if !meta.as_ref().is_some_and(|meta| meta.names_the_same(&opened(Some(meta), &found).meta)) {
         actions.push(Action::RebuildIndex { file: disk.shown(META) });
     }
+    let results = ResultStore::read(disk.clone(), state.secret, &state.results)?;
+    let damaged_results = results::damaged(disk, &state.secret, &state.results)?;
+    for damaged in damaged_results.iter().filter(|damaged| damaged.bytes > 0) {
+        let (file, offset, bytes) = (damaged.file.clone(), damaged.offset, damaged.bytes);
+        actions.push(Action::KeepAside { file, offset, bytes });
+    }
+    actions.extend(results.rebuilt().map(|no| Action::RebuildIndex { file: disk.shown(&results::index_path(no)) }));
     Ok(Report {
         actions,
+        damaged_results,
         damaged_letters: damaged_letters(disk)?,
-        damaged_blobs: damaged_blobs(disk, &state),
+        damaged_blobs: damaged_blobs(disk, &state, &results),
         broken: check::check(&state),
         log,
     })
@@ -111,13 +122,17 @@ fn opening<D: Disk>(disk: &D, log: &Recovery, found: &[Found]) -> Vec<Action> {
     aside.chain(cut).chain(rebuilt).collect()
 }
 
-fn damaged_blobs<D: Disk>(disk: &D, state: &State) -> Vec<DamagedBlob> {
+fn damaged_blobs<D: Disk>(disk: &D, state: &State, results: &ResultStore<D>) -> Vec<DamagedBlob> {
+    let mut live = state.live_blobs();
+    results.blobs(&mut |digest| {
+        live.insert(digest);
+    });
     let blobs = BlobStore::reading(disk.clone());
     let read = |digest| {
         let why = blobs.get(&digest).err()?;
         Some(DamagedBlob { file: disk.shown(&blob_path(&digest)), why })
     };
-    state.live_blobs().into_iter().filter_map(read).collect()
+    live.into_iter().filter_map(read).collect()
 }
 
 fn damaged_letters<D: Disk>(disk: &D) -> Result<Vec<String>, DiskError> {

@@ -83,18 +83,11 @@ impl Desk<'_> {
             };
             let expires_at = self.world.now.plus(self.world.policy.result_ttl_ms);
             self.fact(Event::RunEnded { run: id, state: RunState::Succeeded, output, step, expires_at });
-            self.evict_results();
             self.effect(Effect::RunEnded { run: id });
         } else if run.state == RunState::Active && !in_flight(run) {
             self.fact(Event::Stalled { run: id });
             self.effect(Effect::RunEnded { run: id });
         }
-    }
-
-    /// The oldest results go when all of them are larger than `results_max_mb`. Keys are never evicted early.
-    fn evict_results(&mut self) {
-        let most = self.world.policy.results_max_bytes;
-        while self.state.results_bytes > most && self.state.evict_oldest_result() {}
     }
 
     fn fault(&mut self, task: TaskRef, fault: &EvaluateFault) {

@@ -14,6 +14,7 @@ use crate::{
         decide::{Desk, World},
         effect::Step,
         event::Event,
+        results::ResultsMark,
         state::State,
     },
 };
@@ -36,7 +37,7 @@ pub struct Sweep {
 enum At {
     Flows(FlowNo),
     Runs(RunId),
-    Finished(RunId),
+    FreedKeys(RunId),
     Totals,
     Through,
 }
@@ -50,6 +51,13 @@ impl Sweep {
     #[must_use]
     pub const fn is_through(&self) -> bool {
         matches!(self.at, At::Through)
+    }
+
+    /// Whether all is copied but the totals: the results of runs that ended must be in results segments before the last
+    /// slice.
+    #[must_use]
+    pub const fn is_last(&self) -> bool {
+        matches!(self.at, At::Totals)
     }
 
     /// The room that the next slice needs at least; 0 when any will do.
@@ -92,17 +100,13 @@ impl Sweep {
                 let next =
                     slice.fill(runs, |_, run| is_needed(run.flow, run.home).then(|| Event::RunSnapshot(run.clone())));
                 let more = next.filter(|next| desk.state.runs.range(next..).next().is_some());
-                self.at = more.map_or(At::Finished(RunId(0)), At::Runs);
+                self.at = more.map_or(At::FreedKeys(RunId(0)), At::Runs);
             }
-            At::Finished(from) => {
-                let now = desk.world.now;
-                let finished = desk.state.finished.range(from..).take(16 * most);
-                let next = slice.fill(finished, |_, run| {
-                    (is_needed(run.flow, run.home) && run.expires_at > now)
-                        .then(|| Event::FinishedSnapshot(Box::new(run.clone())))
-                });
-                let more = next.filter(|next| desk.state.finished.range(next..).next().is_some());
-                self.at = more.map_or(At::Totals, At::Finished);
+            At::FreedKeys(from) => {
+                let freed = desk.state.freed_keys.range(from..).take(16 * most);
+                let next = slice.fill(freed, |run, until| Some(Event::KeyFreed { run: *run, until: *until }));
+                let more = next.filter(|next| desk.state.freed_keys.range(next..).next().is_some());
+                self.at = more.map_or(At::Totals, At::FreedKeys);
             }
             At::Totals => {
                 if slice.take(Event::TotalsSnapshot(Box::new(desk.state.totals.clone()))) {
@@ -115,6 +119,21 @@ impl Sweep {
         slice.events.into_iter().for_each(|event| desk.fact(event));
         desk.done()
     }
+}
+
+/// The fact that all runs which ended so far stand in results segments, synced up to `bytes` of `segment`.
+pub fn results_kept(state: &mut State, world: World<'_>, segment: u64, bytes: u64) -> Step {
+    let mut desk = Desk::new(state, world);
+    let mark = ResultsMark { segment, bytes, ..desk.state.results.clone() };
+    desk.fact(Event::ResultsKept(Box::new(mark)));
+    desk.done()
+}
+
+/// The fact that a results segment is forgotten.
+pub fn results_dropped(state: &mut State, world: World<'_>, segment: u64) -> Step {
+    let mut desk = Desk::new(state, world);
+    desk.fact(Event::ResultsDropped { segment });
+    desk.done()
 }
 
 /// The events of one slice, measured as they are taken.

@@ -61,14 +61,12 @@ impl Desk<'_> {
         if self.state.depth() >= policy.hard_depth {
             return Err(Box::new(full(format!("the queue holds hard_depth ({}) tasks", policy.hard_depth))));
         }
-        if key.is_some() && self.state.keys.len() as u64 >= policy.keys_max {
+        if key.is_some() && self.state.keys.len() as u64 + self.world.results.key_count() >= policy.keys_max {
             return Err(Box::new(full(format!("the queue holds keys_max ({}) idempotency keys", policy.keys_max))));
         }
         let now = self.world.now;
         let ready_at = request.at.into_iter().chain(request.delay_ms.map(|delay| now.plus(delay))).max();
-        let unfinished = self.state.runs.last_key_value().map(|(run, _)| *run);
-        let newest = self.state.finished.last_key_value().map(|(run, _)| *run).max(unfinished);
-        let run = RunId::mint(now, policy.partition, &self.state.secret, self.world.sequence, newest);
+        let run = RunId::mint(now, policy.partition, &self.state.secret, self.world.sequence, self.state.newest_run);
         let def = self.state.flows.get(&no).map(|flow| Arc::clone(&flow.def));
         let wanted = |name: &str| def.as_ref().is_some_and(|def| def.caller_env.iter().any(|wanted| wanted == name));
         self.fact(Event::Enqueued(Box::new(Enqueued {
@@ -95,21 +93,16 @@ impl Desk<'_> {
         input_digest: Option<Digest>,
     ) -> Result<Option<Reply>, Box<ApiError>> {
         let name = (Arc::from(request.tenant.as_str()), request.flow.clone(), String::from(key));
-        let Some(&run) = self.state.keys.get(&name) else { return Ok(None) };
+        let Some(run) = self.ended().holder(&name) else { return Ok(None) };
         let (held_digest, state, result) = if let Some(held) = self.state.runs.get(&run) {
             (held.extra.as_ref().and_then(|extra| extra.input_digest), held.state, None)
-        } else if let Some(held) = self.state.finished.get(&run) {
-            if held.expires_at <= self.world.now {
-                self.state.forget_finished(run);
-                return Ok(None);
-            }
+        } else {
+            let Some(Ok(held)) = self.ended().run(run) else { return Ok(None) };
             let read = |payload: &Payload| match payload {
                 Payload::Inline(json) => Some(json.clone()),
                 Payload::Blob(blob) => self.world.blobs.read(&blob.digest),
             };
             (held.input_digest, RunState::Succeeded, held.output.as_ref().and_then(read))
-        } else {
-            return Ok(None);
         };
         if held_digest != input_digest {
             return Err(Box::new(ApiError {
@@ -138,10 +131,15 @@ impl Desk<'_> {
 
     pub(crate) fn forget_key(&mut self, ticket: Ticket, tenant: &str, flow: String, key: String) {
         let name = (Arc::from(tenant), flow.clone(), key.clone());
-        let existed = self.state.keys.contains_key(&name);
-        if existed {
-            self.fact(Event::KeyForgotten { tenant: tenant.into(), flow, key });
+        let holder = self.ended().holder(&name);
+        if let Some(run) = holder {
+            let until = self.ended().run(run).and_then(Result::ok).map(|run| run.expires_at);
+            self.fact(match until {
+                Some(until) => Event::KeyFreed { run, until },
+                None => Event::KeyForgotten { tenant: tenant.into(), flow, key },
+            });
         }
+        let existed = holder.is_some();
         self.effect(Effect::Reply { ticket, reply: Reply::Forgotten { existed } });
     }
 }

@@ -12,7 +12,7 @@ mod lease;
 mod operate;
 mod pattern;
 
-pub use compact::Sweep;
+pub use compact::{Sweep, results_dropped, results_kept};
 pub use lease::{Runnable, lease};
 pub use operate::changes;
 
@@ -27,6 +27,7 @@ use crate::{
         effect::{Effect, Input, Step},
         event::Event,
         policy::Policy,
+        results::{Ended, Results},
         run::Letter,
         state::State,
     },
@@ -39,6 +40,8 @@ pub struct World<'a> {
     pub policy: &'a Policy,
     pub evaluate: &'a dyn Evaluate,
     pub blobs: &'a dyn Blobs,
+    /// Runs that ended and left memory.
+    pub results: &'a dyn Results,
     pub now: Millis,
     /// The sequence that the decision's frame will have: what ids are minted from.
     pub sequence: u64,
@@ -63,6 +66,11 @@ impl<'a> Desk<'a> {
 
     pub(crate) fn effect(&mut self, effect: Effect) {
         self.step.effects.push(effect);
+    }
+
+    /// What looks for a run that may have ended.
+    pub(crate) fn ended(&self) -> Ended<'_> {
+        Ended { state: self.state, results: self.world.results, now: self.world.now }
     }
 
     pub(crate) fn done(self) -> Step {

@@ -11,6 +11,7 @@ use crate::{
         effect::{Effect, Ticket},
         event::Event,
         indexes::each_task,
+        results::Ended,
         run::Phase,
         state::State,
         view::{self, Found},
@@ -19,18 +20,19 @@ use crate::{
 
 /// Whether an operator's input would change anything: what looks and what is refused needs no room in the log.
 #[must_use]
-pub fn changes(state: &State, input: &Input) -> bool {
+pub fn changes(ended: Ended<'_>, input: &Input) -> bool {
+    let state = ended.state;
     match input {
         Input::Cancel { id, .. } => {
-            matches!(view::find_run(state, id), Found::Run(run) if state.runs.contains_key(&run))
+            matches!(view::find_run(ended, id), Found::Run(run) if state.runs.contains_key(&run))
         }
         Input::Requeue { action, .. } => {
             !action.dry_run
-                && chosen(state, action).is_ok_and(|all| all.iter().any(|(_, task)| key_holder(state, *task).is_none()))
+                && chosen(state, action).is_ok_and(|all| all.iter().any(|(_, task)| key_holder(ended, *task).is_none()))
         }
         Input::Purge { action, .. } => !action.dry_run && chosen(state, action).is_ok(),
         Input::ForgetKey { tenant, flow, key, .. } => {
-            state.keys.contains_key(&(Arc::from(tenant.as_str()), flow.clone(), key.clone()))
+            ended.holder(&(Arc::from(tenant.as_str()), flow.clone(), key.clone())).is_some()
         }
         _ => true,
     }
@@ -38,13 +40,14 @@ pub fn changes(state: &State, input: &Input) -> bool {
 
 impl Desk<'_> {
     pub(crate) fn cancel(&mut self, ticket: Ticket, id: &str) {
-        let reply = match view::find_run(self.state, id) {
+        let reply = match view::find_run(self.ended(), id) {
             Found::Run(run) if self.state.runs.contains_key(&run) => {
                 self.end_run(run, RunState::Cancelled);
                 Reply::Cancelled { run }
             }
             Found::Run(run) => {
-                let state = self.state.finished.get(&run).map_or(RunState::Failed, |finished| finished.state);
+                let ended = self.ended().run(run).and_then(Result::ok);
+                let state = ended.map_or(RunState::Failed, |ended| ended.state);
                 let state = format!("{state:?}").to_lowercase();
                 Reply::Error(refusal(ErrorKind::Failed, format!("run {run} has ended already: {state}")))
             }
@@ -61,7 +64,7 @@ impl Desk<'_> {
                 let mut outcomes = Vec::new();
                 for (entry_id, task) in chosen {
                     let task_id = self.state.task_name(task);
-                    let (outcome, why) = match key_holder(self.state, task) {
+                    let (outcome, why) = match key_holder(self.ended(), task) {
                         Some(holder) => ("skipped", Some(format!("key held by {holder}"))),
                         None if action.dry_run => ("would requeue", None),
                         None => {
@@ -139,9 +142,9 @@ impl Desk<'_> {
 }
 
 /// Another run that holds the idempotency key of this task's run.
-fn key_holder(state: &State, task: TaskRef) -> Option<RunId> {
-    let run = state.runs.get(&task.run)?;
-    let holder = *state.keys.get(&key_name(&state.flows, run)?)?;
+fn key_holder(ended: Ended<'_>, task: TaskRef) -> Option<RunId> {
+    let run = ended.state.runs.get(&task.run)?;
+    let holder = ended.holder(&key_name(&ended.state.flows, run)?)?;
     (holder != task.run).then_some(holder)
 }
 

@@ -186,7 +186,7 @@ fn a_run_past_its_timeout_starts_nothing_more() {
 
 /// The attempts that `queue show` has of the only task: their numbers, outcomes, and how many were left out.
 fn shown(bench: &Bench, run: RunId) -> (Vec<(Attempt, String)>, u32) {
-    let detail = crate::queue::view::detail(&bench.state, run, &NoBlobs, &|_, _| None).expect("a run");
+    let detail = crate::queue::view::detail(bench.ended(), run, &NoBlobs, &|_, _| None).expect("a run");
     let task = &detail.tasks[0];
     assert!(task.attempts.iter().all(|row| row.ended_at.is_some() && row.worker == 1));
     (task.attempts.iter().map(|row| (row.attempt, row.outcome.clone())).collect(), task.attempts_left_out)
@@ -240,7 +240,7 @@ fn a_dead_task_says_on_one_line_why() {
         lease,
         Outcome::Failed(Failure { by_host: true, class: Class::Fatal, code, message, retry_after_ms: None }),
     );
-    let detail = crate::queue::view::detail(&bench.state, run, &NoBlobs, &|_, _| None).expect("a run");
+    let detail = crate::queue::view::detail(bench.ended(), run, &NoBlobs, &|_, _| None).expect("a run");
     let why = detail.tasks[0].waiting_for.clone().expect("why");
     assert_eq!(why, format!("COMPILE_FAILED: {}: the component's blob 0102 is missing", bench.letter()));
 }

@@ -108,15 +108,49 @@ fn no_more_keys_than_allowed_are_held() {
 }
 
 #[test]
+fn a_result_that_left_memory_answers_its_key_until_it_expires_or_the_key_is_forgotten() {
+    let mut bench = bench();
+    let run = run_of(&bench.ask(keyed("one", "k")));
+    bench.run_all("7");
+    bench.keep_results();
+    assert!(bench.state.finished.is_empty() && bench.state.keys.is_empty());
+    bench.policy.keys_max = 1;
+    assert!(message_of(&bench.ask(keyed("one", "other"))).contains("keys_max"), "it counts against keys_max");
+    bench.policy.keys_max = 9;
+    let answer = bench.ask(keyed("one", "k"));
+    assert!(matches!(&answer, Reply::Duplicate { run: held, result: Some(_), .. } if *held == run), "{answer:?}");
+    bench.put(Input::ForgetKey { ticket: Ticket(0), tenant: "default".into(), flow: "one".into(), key: "k".into() });
+    let next = run_of(&bench.ask(keyed("one", "k")));
+    assert_ne!(next, run);
+    assert_same(&bench.state, &bench.replayed());
+    bench.run_all("8");
+    bench.keep_results();
+    bench.wait(bench.policy.result_ttl_ms + 1);
+    assert!(matches!(bench.ask(keyed("one", "k")), Reply::Enqueued { .. }));
+}
+
+#[test]
+fn a_run_that_goes_on_again_counts_more_than_an_older_result_of_it() {
+    let mut bench = bench();
+    let run = run_of(&bench.ask(keyed("one", "k")));
+    // A result that was kept, of an end that a power loss took from the log.
+    let (state, log) = (bench.state.clone(), bench.log.clone());
+    bench.run_all("7");
+    bench.keep_results();
+    (bench.state, bench.log) = (state, log);
+    assert!(matches!(bench.ask(keyed("one", "k")), Reply::Duplicate { run: held, result: None, .. } if held == run));
+    bench.cancel(&run.to_string());
+    let next = run_of(&bench.ask(keyed("one", "k")));
+    assert_ne!(next, run, "it was cancelled, so its key is free");
+}
+
+#[test]
 fn a_key_outlives_the_eviction_of_its_result() {
     let mut bench = bench();
-    bench.policy.results_max_bytes = 400;
     let run = run_of(&bench.ask(keyed("one", "k")));
     bench.run_all(r#""a result of some length""#);
-    for _ in 0..4 {
-        bench.enqueue("one");
-        bench.run_all("1");
-    }
+    bench.keep_results();
+    bench.shelf.0.get_mut(&run).expect("kept").1.output = None;
     let answer = bench.ask(keyed("one", "k"));
     assert!(matches!(answer, Reply::Duplicate { run: held, result: None, .. } if held == run), "{answer:?}");
 }

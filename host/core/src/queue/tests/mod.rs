@@ -10,11 +10,13 @@ mod order;
 
 use alloc::{
     boxed::Box,
+    collections::BTreeMap,
     format,
     string::{String, ToString},
     vec,
     vec::Vec,
 };
+use core::ops::ControlFlow;
 use serde_json::Value;
 
 use crate::{
@@ -36,8 +38,9 @@ use crate::{
         event::Frame,
         lanes::{FairOrder, Profile, ProfileNo, Slot},
         policy::Policy,
-        run::Phase,
-        state::State,
+        results::{Ended, Kept, NoResults, Results, Shelved},
+        run::{FinishedRun, Phase},
+        state::{KeyName, State},
     },
     time::Millis,
     wire::{Failure, Required, Usage},
@@ -101,6 +104,31 @@ pub(super) struct Bench {
     pub(super) fair: FairOrder,
     pub(super) log: Vec<(Frame, u64)>,
     pub(super) effects: Vec<Effect>,
+    pub(super) shelf: Shelf,
+}
+
+/// The results that left memory.
+#[derive(Default)]
+pub(super) struct Shelf(pub(super) BTreeMap<RunId, (KeyName, FinishedRun)>);
+
+impl Results for Shelf {
+    fn run(&self, run: RunId) -> Option<Kept> {
+        let ((tenant, flow, _), run) = self.0.get(&run)?;
+        Some(Ok(Shelved { tenant: (**tenant).into(), flow: flow.clone(), run: run.clone() }))
+    }
+
+    fn key(&self, name: &KeyName, each: &mut dyn FnMut(FinishedRun) -> ControlFlow<()>) {
+        let held = self.0.values().rev().filter(|(held, run)| run.key.is_some() && held == name);
+        let _ = held.map(|(_, run)| run.clone()).try_for_each(each);
+    }
+
+    fn range(&self, low: RunId, high: RunId, each: &mut dyn FnMut(RunId) -> ControlFlow<()>) {
+        let _ = self.0.range(low..=high).rev().map(|(run, _)| *run).try_for_each(each);
+    }
+
+    fn key_count(&self) -> u64 {
+        self.0.values().filter(|(_, run)| run.key.is_some()).count() as u64
+    }
 }
 
 /// A lease as it was handed out.
@@ -120,6 +148,7 @@ impl Bench {
             fair: FairOrder::default(),
             log: Vec::new(),
             effects: Vec::new(),
+            shelf: Shelf::default(),
         };
         bench.make(|state, world| decide::create(state, world, [5; 16]));
         for flow in flows {
@@ -134,6 +163,7 @@ impl Bench {
             policy: &self.policy,
             evaluate: &Paths,
             blobs: &NoBlobs,
+            results: &self.shelf,
             now: self.now,
             sequence: self.log.len() as u64 + 1,
         };
@@ -247,6 +277,20 @@ impl Bench {
         }
     }
 
+    /// Takes all that ended out of memory, as a shell does with its results segments.
+    pub(super) fn keep_results(&mut self) {
+        for run in self.state.finished.values() {
+            let flow = &self.state.flows[&run.flow];
+            let name = (flow.tenant.clone(), flow.def.id.clone(), run.key.clone().unwrap_or_default());
+            self.shelf.0.insert(run.id, (name, run.clone()));
+        }
+        self.make(|state, world| decide::results_kept(state, world, 1, 0));
+    }
+
+    pub(super) fn ended(&self) -> Ended<'_> {
+        Ended { state: &self.state, results: &self.shelf, now: self.now }
+    }
+
     pub(super) fn wait(&mut self, ms: u64) {
         self.now = self.now.plus(ms);
         self.state.promote(self.now);
@@ -258,7 +302,11 @@ impl Bench {
     }
 
     pub(super) fn run_state(&self, run: RunId) -> RunState {
-        self.state.runs.get(&run).map(|run| run.state).unwrap_or_else(|| self.state.finished[&run].state)
+        self.state
+            .runs
+            .get(&run)
+            .map(|run| run.state)
+            .unwrap_or_else(|| self.ended().run(run).expect("ended").expect("whole").state)
     }
 
     /// The one pending dead letter.
@@ -318,11 +366,9 @@ pub(super) fn single(run: RunId) -> TaskRef {
 pub(super) fn image(state: &State) -> String {
     let mut state = state.clone();
     (state.segment, state.refused_reports, state.last_at, state.totals.orphans) = (0, 0, Millis(0), 0);
+    state.newest_run = None;
     state.progress.clear();
     for run in state.runs.values_mut() {
-        run.home = 0;
-    }
-    for run in state.finished.values_mut() {
         run.home = 0;
     }
     for flow in state.flows.values_mut() {

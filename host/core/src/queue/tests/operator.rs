@@ -93,13 +93,13 @@ fn a_unique_prefix_names_a_run_and_a_short_one_names_several() {
     let second = bench.enqueue("one");
     let (text, other) = (first.to_string(), second.to_string());
     let shared = text.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
-    assert_eq!(find_run(&bench.state, &text), Found::Run(first));
-    assert_eq!(find_run(&bench.state, &text[..=shared]), Found::Run(first));
-    assert_eq!(find_run(&bench.state, &text[..=shared].to_lowercase()), Found::Run(first));
-    assert_eq!(find_run(&bench.state, &text[..shared]), Found::Several(2));
-    assert_eq!(find_run(&bench.state, &format!("{other}.s")), Found::Run(second));
-    assert_eq!(find_run(&bench.state, ""), Found::None);
-    assert_eq!(find_run(&bench.state, "7ZZZ"), Found::None);
+    assert_eq!(find_run(bench.ended(), &text), Found::Run(first));
+    assert_eq!(find_run(bench.ended(), &text[..=shared]), Found::Run(first));
+    assert_eq!(find_run(bench.ended(), &text[..=shared].to_lowercase()), Found::Run(first));
+    assert_eq!(find_run(bench.ended(), &text[..shared]), Found::Several(2));
+    assert_eq!(find_run(bench.ended(), &format!("{other}.s")), Found::Run(second));
+    assert_eq!(find_run(bench.ended(), ""), Found::None);
+    assert_eq!(find_run(bench.ended(), "7ZZZ"), Found::None);
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_prefix_finds_finished_runs_too_and_counts_a_run_once() {
     let mut bench = bench();
     let run = bench.enqueue("one");
     bench.run_all("1");
-    assert_eq!(find_run(&bench.state, &run.to_string()[..25]), Found::Run(run));
+    assert_eq!(find_run(bench.ended(), &run.to_string()[..25]), Found::Run(run));
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn reading_changes_nothing() {
     let before = image(&bench.state);
     let now = bench.now.plus(99_999);
     assert_eq!(view::stats(&bench.state, now).dlq_pending, 2);
-    view::list(&bench.state, &crate::api::ListRequest { state: Some("all".into()), ..Default::default() })
+    view::list(bench.ended(), &crate::api::ListRequest { state: Some("all".into()), ..Default::default() })
         .expect("rows");
     assert_eq!((decide::unfiled(&bench.state).len(), decide::orphaned_workers(&bench.state).len()), (2, 0));
     assert_eq!(before, image(&bench.state));

@@ -33,6 +33,7 @@ fn a_tenant_with_100_000_tasks_does_not_keep_another_waiting() {
             policy: &bench.policy,
             evaluate: &Paths,
             blobs: &NoBlobs,
+            results: &NoResults,
             now: bench.now,
             sequence: bench.state.runs.len() as u64 + 10,
         };
@@ -42,7 +43,14 @@ fn a_tenant_with_100_000_tasks_does_not_keep_another_waiting() {
     let slot = |profile, worker| Slot { worker: WorkerId(worker), profile, free: 1, idle: true };
     let lone = run_of(&bench.ask(EnqueueRequest { tenant: "other".into(), ..request("one") }));
     let mut fair = core::mem::take(&mut bench.fair);
-    let world = World { policy: &bench.policy, evaluate: &Paths, blobs: &NoBlobs, now: bench.now, sequence: 1_000_000 };
+    let world = World {
+        policy: &bench.policy,
+        evaluate: &Paths,
+        blobs: &NoBlobs,
+        results: &NoResults,
+        now: bench.now,
+        sequence: 1_000_000,
+    };
     let mut slots = vec![slot(mine, 1), slot(mine, 2), slot(theirs, 3)];
     let step = decide::lease(&mut bench.state, world, &mut fair, &mut slots, 2, &|_, _| Runnable::Yes);
     let started: Vec<RunId> = step

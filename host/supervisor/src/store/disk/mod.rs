@@ -6,7 +6,7 @@
 pub mod mem;
 pub mod real;
 
-use std::{io, os::fd::OwnedFd};
+use std::{io, os::fd::OwnedFd, sync::mpsc};
 
 pub use mem::MemDisk;
 pub use real::{RealDisk, RealFile, Roots};
@@ -168,6 +168,10 @@ pub trait Disk: Clone + Send + Sync + 'static {
     fn later(&self, work: Later) {
         perform(self, work);
     }
+    /// Makes files durable beside the caller. One that is gone is fine.
+    fn sync_beside(&self, paths: Vec<String>) -> Beside {
+        Beside::done(sync_all(self, &paths))
+    }
     /// Waits until all that was given to [`Disk::later`] is done.
     fn settle(&self) {}
     /// Syncs of files and folders so far; 0 where they are not counted.
@@ -178,6 +182,61 @@ pub trait Disk: Clone + Send + Sync + 'static {
     fn shown(&self, path: &str) -> String {
         path.to_owned()
     }
+}
+
+/// A sync that somebody else makes.
+pub struct Beside(mpsc::Receiver<Result<(), DiskError>>);
+
+impl Beside {
+    /// With the way to tell how it ended.
+    #[must_use]
+    pub fn begin() -> (mpsc::Sender<Result<(), DiskError>>, Self) {
+        let (done, ended) = mpsc::channel();
+        (done, Self(ended))
+    }
+
+    /// One that has ended already.
+    #[must_use]
+    pub fn done(synced: Result<(), DiskError>) -> Self {
+        let (done, beside) = Self::begin();
+        // The other end is in hand.
+        let _ = done.send(synced);
+        beside
+    }
+
+    /// How it ended; `None` while it goes on.
+    #[must_use]
+    pub fn poll(&self) -> Option<Result<(), DiskError>> {
+        match self.0.try_recv() {
+            Ok(synced) => Some(synced),
+            Err(mpsc::TryRecvError::Empty) => None,
+            Err(mpsc::TryRecvError::Disconnected) => Some(Err(unanswered())),
+        }
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn wait(self) -> Result<(), DiskError> {
+        self.0.recv().unwrap_or_else(|_| Err(unanswered()))
+    }
+}
+
+/// Its thread is gone: nothing is known of the files.
+fn unanswered() -> DiskError {
+    DiskError::Io { path: "queue".into(), source: io::Error::other("a sync was begun and nobody knows how it ended") }
+}
+
+/// Does what [`Disk::sync_beside`] promises, at once.
+///
+/// # Errors
+/// Of the first file that cannot be synced.
+pub fn sync_all<D: Disk>(disk: &D, paths: &[String]) -> Result<(), DiskError> {
+    paths.iter().try_for_each(|path| match disk.open(path, How::Write) {
+        Err(error) if error.is_not_found() => Ok(()),
+        file => disk.sync(&file?),
+    })
 }
 
 /// Does what [`Disk::later`] promises, at once.

@@ -22,7 +22,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Disk, DiskError, Entry, How, Kind, Later, perform};
+use super::{Beside, Disk, DiskError, Entry, How, Kind, Later, perform, sync_all};
 use crate::{daemon::SOCKET_NAME, store::lock};
 
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
@@ -86,6 +86,7 @@ struct Root {
 
 enum Job {
     Work(Later),
+    Sync(Vec<String>, mpsc::Sender<Result<(), DiskError>>),
     Settled(mpsc::Sender<()>),
 }
 
@@ -207,6 +208,7 @@ impl RealDisk {
                     match job {
                         Job::Work(work) => perform(&disk, work),
                         // Nobody waits any more: fine.
+                        Job::Sync(paths, done) => drop(done.send(sync_all(&disk, &paths))),
                         Job::Settled(done) => drop(done.send(())),
                     }
                 }
@@ -370,6 +372,14 @@ impl Disk for RealDisk {
                 }
             }
             None => perform(self, work),
+        }
+    }
+
+    fn sync_beside(&self, paths: Vec<String>) -> Beside {
+        let (done, beside) = Beside::begin();
+        match self.background() {
+            Some(jobs) if jobs.send(Job::Sync(paths.clone(), done)).is_ok() => beside,
+            _ => Beside::done(sync_all(self, &paths)),
         }
     }
 

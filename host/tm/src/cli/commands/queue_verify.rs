@@ -11,6 +11,7 @@ use tm_supervisor::store::{
     lock::{Lock, Locks, Role},
     recover::Damage,
     repair,
+    results::DamagedResults,
     verify::{self, Action, Report},
 };
 
@@ -67,6 +68,7 @@ fn print(report: &Report, would: &str, json: bool) -> io::Result<()> {
     }
     writeln!(out, "{} records in {} segments", report.log.frames, report.log.segments)?;
     report.log.damaged.iter().try_for_each(|damage| damaged(&mut out, damage))?;
+    report.damaged_results.iter().try_for_each(|damage| unreadable(&mut out, damage))?;
     report.damaged_letters.iter().try_for_each(|file| writeln!(out, "damaged {file}: not a dead letter"))?;
     report.damaged_blobs.iter().try_for_each(|blob| writeln!(out, "damaged {}: {}", blob.file, words(&blob.why)))?;
     report.broken.iter().try_for_each(|rule| writeln!(out, "broken rule: {rule}"))?;
@@ -92,6 +94,19 @@ fn damaged(out: &mut impl Write, damage: &Damage) -> io::Result<()> {
         Some((first, last)) if first == last => writeln!(out, "; record {first} is lost"),
         Some((first, last)) => writeln!(out, "; records {first} to {last} are lost"),
         None => writeln!(out),
+    }
+}
+
+fn unreadable(
+    out: &mut impl Write,
+    DamagedResults { file, offset, bytes, missing_bytes, .. }: &DamagedResults,
+) -> io::Result<()> {
+    match missing_bytes {
+        0 => writeln!(out, "damaged {file} at byte {offset}, {bytes} bytes: no record of a result"),
+        _ => writeln!(
+            out,
+            "damaged {file} at byte {offset}: {missing_bytes} bytes or more are missing, with the results in them"
+        ),
     }
 }
 
