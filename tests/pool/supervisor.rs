@@ -9,7 +9,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 use tm_core::{
-    api::{EnqueueRequest, Reply, Request, RunDetail, RunState, Stats, TaskState, WorkerRow},
+    api::{EnqueueRequest, ListRequest, Reply, Request, RunDetail, RunState, Stats, TaskState, WorkerRow},
     json::Json,
 };
 use tm_supervisor::daemon::Client;
@@ -84,6 +84,15 @@ impl<'a> Supervisor<'a> {
         match self.ask(&Request::Stats) {
             Reply::Stats(stats) => stats,
             other => panic!("not the counts: {other:?}"),
+        }
+    }
+
+    /// The runs of each of these tenants that succeeded, while the queue keeps them.
+    pub(crate) fn succeeded<const N: usize>(&mut self, tenants: [&str; N]) -> [usize; N] {
+        let list = ListRequest { state: Some("succeeded".to_owned()), ..ListRequest::default() };
+        match self.ask(&Request::List(list)) {
+            Reply::Runs(rows) => tenants.map(|tenant| rows.iter().filter(|row| row.tenant == tenant).count()),
+            other => panic!("not the runs: {other:?}"),
         }
     }
 

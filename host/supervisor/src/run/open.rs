@@ -167,6 +167,7 @@ fn pool_settings(options: &Options, user: Option<WorkerUser>) -> PoolSettings {
             crate::config::Isolation::Task => Isolation::Task,
         },
         concurrency: workers.concurrency,
+        weights: options.settings.weights.clone(),
         heartbeat_ms: workers.heartbeat_ms,
         heartbeat_timeout_ms: workers.heartbeat_timeout_ms,
         start_timeout_ms: u64::try_from(START_TIMEOUT.as_millis()).unwrap_or(u64::MAX),

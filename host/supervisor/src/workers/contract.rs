@@ -1,5 +1,7 @@
 //! What a pool is told and what it tells: settings, events, errors.
 
+use std::collections::BTreeMap;
+
 use rustix::{fd::OwnedFd, io::Errno};
 use tm_core::{
     id::WorkerId,
@@ -38,6 +40,8 @@ pub struct PoolSettings {
     pub isolation: Isolation,
     /// Steps interleaved in one worker.
     pub concurrency: u32,
+    /// Of the tenants, for their shares of the processes; who is not named weighs 1.
+    pub weights: BTreeMap<String, u32>,
     pub heartbeat_ms: u64,
     pub heartbeat_timeout_ms: u64,
     /// From the first packet to ready.

@@ -12,6 +12,7 @@ pub mod pool;
 pub mod profile;
 mod receive;
 pub mod sealed;
+pub mod shares;
 mod state;
 pub mod watch;
 
@@ -138,23 +139,21 @@ impl Pool {
         let wants: Vec<Want> =
             wants.iter().filter(|want| !state.starts.broken.contains_key(&want.profile)).copied().collect();
         state.mark_outgrown(&wants, profile_of);
-        let views: Vec<_> = state
-            .members
-            .iter_mut()
-            .map(|(&worker, member)| {
-                if member.phase == Phase::Ready {
-                    member.ready_since.get_or_insert(now);
-                }
-                member.view(worker, now)
-            })
-            .collect();
+        state.learn_tenants(&wants, &self.settings.weights, profile_of);
+        for member in state.members.values_mut().filter(|member| member.phase == Phase::Ready) {
+            member.ready_since.get_or_insert(now);
+        }
+        state.accounts.settle(now);
+        let views = state.views(now);
         let wait_ms = state.starts.wait_ms(instant);
         let shape = Shape { num: self.settings.num, warm_pool: self.settings.warm_pool, may_start: wait_ms == 0 };
-        let Plan { actions, again_at } = pool::plan(&wants, &views, &state.served, shape, now);
-        let mut events = Vec::new();
+        let Plan { actions, again_at } = pool::plan(&wants, &views, &state.accounts, shape, now);
+        let (mut events, acts) = (Vec::new(), !actions.is_empty());
         for action in actions {
             self.perform(&mut state, action, profile_of, now, &mut events);
         }
+        let views = if acts { state.views(now) } else { views };
+        state.accounts.observe(&wants, &views);
         let broken_ms = state.starts.broken.values().map(|until| until.saturating_duration_since(instant).as_millis());
         let broken_at = broken_ms.min().map(|ms| now.plus(u64::try_from(ms).unwrap_or(u64::MAX).saturating_add(1)));
         drop(state);
@@ -222,8 +221,7 @@ impl Pool {
             // The receiving thread starts the clock for ready.
             self.shared.wake();
         }
-        let tick = state.tick();
-        state.served.insert(profile, tick);
+        state.accounts.served(profile);
         Ok(())
     }
 

@@ -19,6 +19,7 @@ use super::{
     link::{Link, Outbox, PushError},
     pool::{Phase, WorkerView},
     profile::ProfileSpec,
+    shares::Accounts,
 };
 
 /// Components that a worker keeps loaded beyond those in use.
@@ -146,11 +147,17 @@ impl Member {
             || has.instance_bytes < needs.instance_bytes
     }
 
-    /// Steps that it may still take.
+    /// Steps that it may take now.
     pub(super) fn free(&self) -> u32 {
-        if self.phase != Phase::Ready || self.spent || self.draining || self.outdated || self.outbox.is_crowded() {
-            return 0;
-        }
+        let takes = self.phase == Phase::Ready && self.takes_tasks() && !self.outbox.is_crowded();
+        if takes { self.room() } else { 0 }
+    }
+
+    fn takes_tasks(&self) -> bool {
+        !self.spent && !self.draining && !self.outdated
+    }
+
+    fn room(&self) -> u32 {
         self.concurrency.saturating_sub(u32::try_from(self.running.len()).unwrap_or(u32::MAX))
     }
 
@@ -161,6 +168,7 @@ impl Member {
             phase: self.phase,
             profile: self.profile,
             running: u32::try_from(self.running.len()).unwrap_or(u32::MAX),
+            free: if self.takes_tasks() && self.phase != Phase::Dying { self.room() } else { 0 },
             spent: self.spent || self.outdated,
             draining: self.draining,
             idle_since: Millis(now.0.saturating_sub(idle_ms)),
@@ -289,17 +297,39 @@ pub(super) struct State {
     pub starts: Starts,
     /// Finished orders of the spawner that the receiving thread has not taken yet.
     pub spawned: Vec<Spawned>,
-    /// The order in which profiles last got a worker.
-    pub served: BTreeMap<ProfileNo, u64>,
+    /// Who is owed process time.
+    pub accounts: Accounts,
+    /// Orders the last uses of components.
     pub clock: u64,
     /// Nothing is started any more; the receiving thread ends with the last process.
     pub stopping: bool,
 }
 
 impl State {
+    pub(super) fn views(&self, now: Millis) -> Vec<WorkerView> {
+        self.members.iter().map(|(&worker, member)| member.view(worker, now)).collect()
+    }
+
     pub(super) fn tick(&mut self) -> u64 {
         self.clock += 1;
         self.clock
+    }
+
+    /// Learns whose the wanted profiles are.
+    pub(super) fn learn_tenants(
+        &mut self,
+        wants: &[Want],
+        weights: &BTreeMap<String, u32>,
+        profile_of: &dyn Fn(ProfileNo) -> Option<ProfileSpec>,
+    ) {
+        for profile in wants.iter().map(|want| want.profile) {
+            if !self.accounts.knows(profile)
+                && let Some(spec) = profile_of(profile)
+            {
+                let tenant = &spec.profile.tenant;
+                self.accounts.learn(profile, tenant, weights.get(tenant).copied().unwrap_or(1));
+            }
+        }
     }
 
     /// Takes workers whose pool is too small for their profile's steps by now out of use.

@@ -30,6 +30,7 @@ pub(super) fn settings() -> PoolSettings {
         warm_pool: 0,
         isolation: Isolation::Shared,
         concurrency: 16,
+        weights: std::collections::BTreeMap::new(),
         heartbeat_ms: 20,
         heartbeat_timeout_ms: 10_000,
         start_timeout_ms: 10_000,
