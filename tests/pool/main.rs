@@ -8,10 +8,14 @@ mod environment;
 mod flows;
 mod full_disk;
 mod handover;
+#[path = "../history.rs"]
+mod history;
 mod home;
 mod letters;
 mod lost;
+mod mounts;
 mod queue;
+mod read_only;
 mod refusals;
 mod supervisor;
 mod turns;
