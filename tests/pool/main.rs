@@ -17,6 +17,7 @@ mod mounts;
 mod queue;
 mod read_only;
 mod refusals;
+mod stopped;
 mod supervisor;
 mod turns;
 mod user;
