@@ -38,6 +38,8 @@ pub(crate) struct History {
     /// Bytes of a record that was never finished.
     pub(crate) cut_bytes: u64,
     last_at: Millis,
+    /// When the keys of ended runs are free again.
+    expiry: BTreeMap<RunId, Millis>,
     /// Rules that do not hold.
     faults: Vec<String>,
 }
@@ -76,7 +78,8 @@ impl History {
                 self.rule(before.is_none(), || format!("run {} was enqueued twice", new.run));
                 if let Some(key) = &new.key {
                     let before = self.keys.insert(key.clone(), new.run);
-                    self.rule(before.is_none(), || format!("key {key} has a second run {}", new.run));
+                    let free = before.is_none_or(|run| self.expiry.get(&run).is_some_and(|at| *at <= self.last_at));
+                    self.rule(free, || format!("key {key} has a second run {}", new.run));
                 }
             }
             Event::Leased { task, attempt, .. } => self.leased(*task, *attempt),
@@ -92,9 +95,14 @@ impl History {
                 self.ended(*task, *attempt);
             }
             Event::Dead(end) => self.ended(end.task, end.attempt).dead = true,
-            Event::RunEnded { run, state, .. } => {
+            Event::RunEnded { run, state, expires_at, .. } => {
+                self.expiry.insert(*run, *expires_at);
                 let known = self.runs.get_mut(run).map(|end| end.replace(*state));
                 self.rule(known == Some(None), || format!("run {run} ended twice, or was never enqueued"));
+                if *state == RunState::Cancelled {
+                    let own = self.tasks.iter_mut().filter(|(task, _)| task.run == *run);
+                    own.for_each(|(_, found)| found.live = false);
+                }
             }
             Event::Created { .. }
             | Event::FlowRegistered { .. }

@@ -1,6 +1,7 @@
 //! The pool from outside: the built program with real guests in hermetic homes, killed, stopped, starved and drained.
 
 mod build;
+mod clock;
 mod company;
 mod confinement;
 mod drain;

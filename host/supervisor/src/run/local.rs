@@ -17,6 +17,7 @@ use tm_core::{
         effect::{Effect, Input, Ticket},
         state::State,
     },
+    time::Millis,
 };
 
 use super::{
@@ -27,7 +28,7 @@ use super::{
     session::Session,
 };
 use crate::{
-    clock::Clock,
+    clock::{Clock, Moved},
     daemon::{ApiCall, Incoming},
     evaluate::MiniJinja,
     store::{
@@ -136,8 +137,7 @@ impl Local {
             self.session.take(happening)?;
         }
         loop {
-            let now = self.clock.now();
-            self.session.turn(now)?;
+            self.session.turn(&mut self.clock)?;
             if self.session.reports.is_empty() && self.session.requests.is_empty() {
                 break;
             }
@@ -155,9 +155,8 @@ impl Local {
 /// # Errors
 /// [`RunError::NoQueue`] when there is none, and when it cannot be read.
 pub fn read_only(options: &Options, request: &Request, damaged: &mut dyn FnMut(&Damage)) -> Result<Reply, RunError> {
-    let (disk, state, recovery) = replayed(options)?;
+    let (disk, state, now, recovery) = replayed(options)?;
     recovery.damaged.iter().for_each(damaged);
-    let mut clock = Clock::not_before(state.last_at);
     let blobs = StoredBlobs::new(BlobStore::reading(disk));
     let asked = Asked {
         state: &state,
@@ -166,7 +165,7 @@ pub fn read_only(options: &Options, request: &Request, damaged: &mut dyn FnMut(&
         workers: &Vec::new,
         backend: "file",
         disk_full: false,
-        now: clock.now(),
+        now,
     };
     answer(&asked, request).ok_or(RunError::Lonely)
 }
@@ -189,10 +188,9 @@ pub fn preview(
         Request::DlqPurge(action) => Input::Purge { ticket, action },
         _ => return Ok(None),
     };
-    let (disk, mut state, recovery) = replayed(options)?;
+    let (disk, mut state, now, recovery) = replayed(options)?;
     let (policy, evaluate) = (options.settings.policy(), MiniJinja::new());
     let blobs = Unwritten(StoredBlobs::new(BlobStore::reading(disk)));
-    let now = Clock::not_before(state.last_at).now();
     let world = World { policy: &policy, evaluate: &evaluate, blobs: &blobs, now, sequence: recovery.next_sequence };
     let step = decide(&mut state, world, input);
     if !step.events.is_empty() {
@@ -205,14 +203,20 @@ pub fn preview(
     }))
 }
 
-fn replayed(options: &Options) -> Result<(RealDisk, State, Recovery), RunError> {
+/// What the log says, and the queue's time now.
+fn replayed(options: &Options) -> Result<(RealDisk, State, Millis, Recovery), RunError> {
     if !options.roots.hold_a_queue() {
         return Err(RunError::NoQueue { path: options.roots.queue.clone() });
     }
     let disk = RealDisk::existing(&options.roots)?;
     let mut state = State::default();
     let recovery = recover::read(&disk, &mut |frame, segment| state.replay(&frame, segment))?;
-    Ok((disk, state, recovery))
+    let mut clock = Clock::not_before(state.last_at);
+    let now = clock.now();
+    if let Some(Moved { leapt_ms, ahead_ms }) = clock.moved() {
+        state.clock_moved(leapt_ms, ahead_ms);
+    }
+    Ok((disk, state, now, recovery))
 }
 
 /// Blobs that can be read; what is put stays in memory.
