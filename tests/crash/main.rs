@@ -5,6 +5,8 @@
 //! `scripts/kill-rounds` sets both.
 
 mod client;
+#[path = "../history.rs"]
+mod history;
 mod house;
 mod log;
 mod random;

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt, process::Child, time::Duration};
 use crate::{
     client::{Plan, count, recorded},
     house::{Supervisor, eventually, kill_worker},
-    log::{History, Watch},
+    log::{self, Watch},
     random::Random,
     trial::{Count, Trial},
 };
@@ -228,7 +228,7 @@ impl Round {
                 });
             }
             trial.home.tm(&["queue", "verify"]);
-            let history = History::read(&trial.home.roots());
+            let history = log::read(&trial.home.roots());
             let acked: BTreeSet<_> =
                 clients.iter().flat_map(|client| recorded(&client.plan.acks).acks).map(|(key, _)| key).collect();
             let gone: Vec<_> = acked.iter().filter(|&key| !history.keys.contains_key(key)).collect();

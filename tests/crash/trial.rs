@@ -12,7 +12,7 @@ use tm_supervisor::daemon::Client;
 use crate::{
     client::request_of,
     house::{Home, Supervisor, eventually},
-    log::History,
+    log,
 };
 
 /// Attempts that the log names.
@@ -58,8 +58,8 @@ impl Trial {
         supervisor.stop(&self.home);
 
         self.home.tm(&["queue", "verify"]);
-        let history = History::read(&self.home.roots());
-        history.assert_done();
+        let history = log::read(&self.home.roots());
+        log::assert_done(&history);
         assert_eq!(history.keys, self.acked, "the log holds other runs than those that were acknowledged");
         assert_eq!(succeeded, self.acked.len() as u64, "runs that succeeded: {totals}");
         assert_eq!(totals["tasks_started"], history.starts, "{totals}");

@@ -1,6 +1,7 @@
 //! The pool from outside: the built program with real guests in hermetic homes, killed, stopped, starved and drained.
 
 mod build;
+mod clock;
 mod company;
 mod confinement;
 mod drain;
@@ -8,11 +9,16 @@ mod environment;
 mod flows;
 mod full_disk;
 mod handover;
+#[path = "../history.rs"]
+mod history;
 mod home;
 mod letters;
 mod lost;
+mod mounts;
 mod queue;
+mod read_only;
 mod refusals;
+mod stopped;
 mod supervisor;
 mod turns;
 mod user;

@@ -1,13 +1,15 @@
-//! The clock: wall time at the start plus monotonic time since, so that spans never jump.
+//! The clock: the queue's time, which begins with the wall's, runs with the monotonic clock and never goes back.
 //!
-//! When the wall has moved away by more than a second (someone set it, the machine slept), it is logged and the clock
-//! takes the wall's time again. A time that was given out is never followed by a smaller one.
+//! When the wall was set forward by more than a second (or the machine slept), the queue's time leaps with it. When it was set
+//! back, the queue's time goes on from where it is, ahead of the wall: it does not stand still, or nothing would be retried
+//! until the wall has come after. The clock tells of both, so that spans pass as they were meant and points in time are
+//! those of the wall.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tm_core::time::Millis;
 
-/// A larger difference between wall and monotonic time is re-anchored.
+/// A smaller difference between the wall and the queue's time is none.
 pub const DRIFT_MAX_MS: u64 = 1_000;
 
 /// Where time comes from: the machine, or a test.
@@ -33,6 +35,15 @@ impl Source for Machine {
     }
 }
 
+/// What became of the wall.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// What the queue's time leapt since this was asked for last, without that it passed.
+    pub leapt_ms: u64,
+    /// How far the queue's time is ahead of the wall's.
+    pub ahead_ms: u64,
+}
+
 /// The clock of the loop; one per process.
 #[derive(Debug)]
 pub struct Clock(Anchored<Machine>);
@@ -47,7 +58,7 @@ impl Clock {
     /// A clock that starts at the wall's time.
     #[must_use]
     pub fn new() -> Self {
-        Self(Anchored::new(Machine { start: Instant::now() }, Millis(0)))
+        Self::not_before(Millis(0))
     }
 
     /// A clock that gives no time before `floor`, the last one that the log holds.
@@ -61,37 +72,50 @@ impl Clock {
         self.0.now()
     }
 
-    /// Milliseconds since the clock was made: for spans that a set wall must not change.
-    #[must_use]
-    pub fn monotonic_ms(&self) -> u64 {
-        self.0.source.monotonic_ms()
+    /// What [`Clock::now`] saw of the wall; none when nothing changed since this was asked for last.
+    pub fn moved(&mut self) -> Option<Moved> {
+        self.0.moved()
     }
 }
 
 #[derive(Debug)]
 struct Anchored<S> {
     source: S,
-    /// Wall time that belongs to the monotonic time 0, in milliseconds; may lie before the epoch.
+    /// The queue's time at the monotonic time 0, in milliseconds; may lie before the epoch. Only grows.
     offset_ms: i128,
-    last: Millis,
+    moved: Moved,
+    told: Moved,
 }
 
 impl<S: Source> Anchored<S> {
     fn new(source: S, floor: Millis) -> Self {
-        let offset_ms = i128::from(source.wall_ms()) - i128::from(source.monotonic_ms());
-        Self { source, offset_ms, last: floor }
+        let offset_ms = i128::from(source.wall_ms().max(floor.0)) - i128::from(source.monotonic_ms());
+        Self { source, offset_ms, moved: Moved::default(), told: Moved::default() }
     }
 
     fn now(&mut self) -> Millis {
         let (wall, monotonic) = (i128::from(self.source.wall_ms()), i128::from(self.source.monotonic_ms()));
         let drift_ms = wall - (self.offset_ms + monotonic);
-        if drift_ms.unsigned_abs() > u128::from(DRIFT_MAX_MS) {
-            tracing::warn!(drift_ms = %drift_ms, "the wall clock moved; taking its time");
-            self.offset_ms = wall - monotonic;
+        let beyond = |ms: i128| u64::try_from(ms).ok().filter(|ms| *ms > DRIFT_MAX_MS).unwrap_or(0);
+        let (leap_ms, ahead_ms) = (beyond(drift_ms), beyond(-drift_ms));
+        if leap_ms > 0 {
+            tracing::warn!(by_ms = leap_ms, "the wall clock was set forward; the queue's time leaps with it");
+            self.offset_ms += drift_ms;
+            self.moved.leapt_ms = self.moved.leapt_ms.saturating_add(leap_ms);
         }
-        let now = u64::try_from((self.offset_ms + monotonic).max(0)).unwrap_or(u64::MAX);
-        self.last = self.last.max(Millis(now));
-        self.last
+        if ahead_ms.abs_diff(self.moved.ahead_ms) > DRIFT_MAX_MS {
+            tracing::warn!(ahead_ms, "the wall clock was set; the queue's time, which never goes back, is ahead of it");
+            self.moved.ahead_ms = ahead_ms;
+        }
+        Millis(u64::try_from((self.offset_ms + monotonic).max(0)).unwrap_or(u64::MAX))
+    }
+
+    fn moved(&mut self) -> Option<Moved> {
+        let moved = self.moved;
+        let is_new = moved != self.told;
+        self.moved.leapt_ms = 0;
+        self.told = self.moved;
+        is_new.then_some(moved)
     }
 }
 
@@ -126,33 +150,44 @@ mod tests {
     }
 
     #[test]
-    fn small_drift_is_ignored_and_large_drift_is_taken_over() {
+    fn small_drift_is_ignored_and_a_wall_that_was_set_forward_is_followed() {
         let mut clock = clock(0);
         assert_eq!(clock.now(), Millis(1_000_000));
         set(&clock, 1_001_500, 1_050);
-        assert_eq!(clock.now(), Millis(1_001_000), "the monotonic time counts");
+        assert_eq!((clock.now(), clock.moved()), (Millis(1_001_000), None), "the monotonic time counts");
         set(&clock, 1_010_000, 2_050);
         assert_eq!(clock.now(), Millis(1_010_000), "the wall was set");
-        set(&clock, 1_010_100, 2_150);
-        assert_eq!(clock.now(), Millis(1_010_100));
+        set(&clock, 1_020_100, 2_150);
+        assert_eq!(clock.now(), Millis(1_020_100), "and again");
+        assert_eq!(clock.moved(), Some(Moved { leapt_ms: 8_000 + 10_000, ahead_ms: 0 }));
+        assert_eq!(clock.moved(), None);
     }
 
     #[test]
-    fn time_never_goes_back() {
+    fn time_goes_on_when_the_wall_is_set_back() {
         let mut clock = clock(0);
         set(&clock, 1_000_500, 550);
         assert_eq!(clock.now(), Millis(1_000_500));
         set(&clock, 500_000, 650);
-        assert_eq!(clock.now(), Millis(1_000_500), "the wall was set back");
-        set(&clock, 1_000_400, 501_050);
-        assert_eq!(clock.now(), Millis(1_000_500));
-        set(&clock, 1_000_700, 501_350);
-        assert_eq!(clock.now(), Millis(1_000_700));
+        assert_eq!(clock.now(), Millis(1_000_600), "the wall was set back");
+        assert_eq!(clock.moved(), Some(Moved { leapt_ms: 0, ahead_ms: 500_600 }));
+        set(&clock, 500_400, 1_050);
+        assert_eq!((clock.now(), clock.moved()), (Millis(1_001_000), None));
+        set(&clock, 900_000, 1_150);
+        assert_eq!(clock.now(), Millis(1_001_100), "forward, but not as far");
+        assert_eq!(clock.moved(), Some(Moved { leapt_ms: 0, ahead_ms: 101_100 }));
+        set(&clock, 1_011_200, 1_250);
+        assert_eq!(clock.now(), Millis(1_011_200), "further than that");
+        assert_eq!(clock.moved(), Some(Moved { leapt_ms: 10_000, ahead_ms: 0 }));
     }
 
     #[test]
-    fn a_log_from_the_future_holds_the_clock() {
-        assert_eq!(clock(2_000_000).now(), Millis(2_000_000));
+    fn a_log_from_the_future_is_where_time_goes_on() {
+        let mut clock = clock(2_000_000);
+        assert_eq!(clock.now(), Millis(2_000_000));
+        assert_eq!(clock.moved(), Some(Moved { leapt_ms: 0, ahead_ms: 1_000_000 }));
+        set(&clock, 1_000_100, 150);
+        assert_eq!((clock.now(), clock.moved()), (Millis(2_000_100), None));
     }
 
     #[test]

@@ -97,6 +97,9 @@ enum Do {
     /// Sets the times of what stands at a path.
     #[cfg(feature = "capabilities")]
     Touch { path: String },
+    /// Adds its attempt's number to a file, a line each time, `count` times, `every_ms` apart.
+    #[cfg(feature = "capabilities")]
+    Tick { path: String, every_ms: u64, count: u64 },
     /// Makes `count` empty files in a folder.
     #[cfg(feature = "capabilities")]
     ManyFiles { path: String, count: u64 },
@@ -196,7 +199,7 @@ fn act(ctx: &Context, wish: Do) -> Seen {
             Ok(Value::Null)
         }
         #[cfg(feature = "capabilities")]
-        other => reach::act(other),
+        other => reach::act(ctx, other),
     }
 }
 

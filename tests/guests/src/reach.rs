@@ -10,7 +10,7 @@ use crate::{Do, Seen};
 
 static PIECE: [u8; 64 * 1024] = [b'x'; 64 * 1024];
 
-pub(crate) fn act(wish: Do) -> Seen {
+pub(crate) fn act(ctx: &Context, wish: Do) -> Seen {
     match wish {
         Do::Read { path } => read(&path),
         Do::Write { path, bytes } => write(&path, bytes),
@@ -29,6 +29,14 @@ pub(crate) fn act(wish: Do) -> Seen {
         }
         Do::WriteAt { path, offset } => write_at(&path, offset),
         Do::Touch { path } => links::touch(&path).map(Value::from).map_err(say),
+        Do::Tick { path, every_ms, count } => {
+            let mut file = File::options().append(true).create(true).open(path).map_err(say)?;
+            for _ in 0..count {
+                writeln!(file, "{}", ctx.attempt).map_err(say)?;
+                std::thread::sleep(Duration::from_millis(every_ms));
+            }
+            Ok(count.into())
+        }
         Do::ManyFiles { path, count } => {
             for n in 0..count {
                 File::create(format!("{path}/{n}")).map_err(|why| format!("after {n} files: {why}"))?;

@@ -103,9 +103,7 @@ impl State {
             Event::StepReady { run, step, input } => {
                 let found = self.runs.get_mut(run)?;
                 let phase = match found.extra.as_ref().and_then(|extra| extra.ready_at) {
-                    Some(ready_at) if ready_at > found.enqueued_at && needless(&self.flows, found, *step) => {
-                        Phase::Delayed { ready_at }
-                    }
+                    Some(ready_at) if needless(&self.flows, found, *step) => Phase::Delayed { ready_at },
                     _ => Phase::Ready { since: at },
                 };
                 let (flow, priority) = (found.flow, found.priority);
@@ -240,9 +238,9 @@ impl State {
         self.progress.remove(&task);
         let (place, found, indexes) = self.open_task(task)?;
         end_attempt(found, succeeded.attempt, at, "succeeded", None, succeeded.usage);
-        found.attempt = found.attempt.max(succeeded.attempt);
         let (output, artifacts) = (succeeded.output.clone(), succeeded.artifacts.clone());
         indexes.set_phase(place, found, Phase::Succeeded(Box::new(Success { output, artifacts })));
+        found.attempt = found.attempt.max(succeeded.attempt);
         if task.item.is_some() {
             if let Some(StepRun::Fan(fan)) = self.runs.get_mut(&task.run)?.steps.get_mut(usize::from(task.step)) {
                 fan.output_bytes += succeeded.output.size_bytes();

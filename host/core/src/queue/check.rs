@@ -21,7 +21,7 @@ use crate::{
 #[must_use]
 pub fn check(state: &State) -> Vec<String> {
     let mut broken = Vec::new();
-    let (mut ready, mut delayed) = (0u64, BTreeSet::new());
+    let (mut ready, mut delayed, mut backing_off) = (0u64, BTreeSet::new(), BTreeSet::new());
     let mut leases: BTreeMap<WorkerId, BTreeSet<TaskRef>> = BTreeMap::new();
     let mut letters = BTreeMap::new();
     for run in state.runs.values() {
@@ -37,7 +37,8 @@ pub fn check(state: &State) -> Vec<String> {
             match &found.phase {
                 Phase::Ready { .. } => ready += 1,
                 Phase::Delayed { ready_at } => {
-                    delayed.insert((*ready_at, task));
+                    let waiting = if found.attempt == 0 { &mut delayed } else { &mut backing_off };
+                    waiting.insert((*ready_at, task));
                 }
                 Phase::Leased { worker } => {
                     if !leases.entry(*worker).or_default().insert(task) {
@@ -94,7 +95,7 @@ pub fn check(state: &State) -> Vec<String> {
     if ready != state.indexes.lanes.len() {
         broken.push(format!("{ready} tasks are ready, {} stand in lanes", state.indexes.lanes.len()));
     }
-    if delayed != state.indexes.delayed {
+    if delayed != state.indexes.delayed || backing_off != state.indexes.backing_off {
         broken.push(String::from("the delayed tasks and their index differ"));
     }
     if leases != state.indexes.leases

@@ -164,7 +164,7 @@ pub struct Enqueued {
     pub trace: Option<Json>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<(String, String)>,
-    /// Not before; the time of the enqueue when absent.
+    /// Not before this time of the wall; at once when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_at: Option<Millis>,
 }

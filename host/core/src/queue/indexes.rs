@@ -16,7 +16,10 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Indexes {
     pub lanes: Lanes,
+    /// Before their first attempt, by the wall's time that they wait for.
     pub delayed: BTreeSet<(Millis, TaskRef)>,
+    /// After a failed one, by the queue's time at which their backoff is over.
+    pub backing_off: BTreeSet<(Millis, TaskRef)>,
     pub leases: BTreeMap<WorkerId, BTreeSet<TaskRef>>,
     /// Leased tasks in all.
     pub leased: u64,
@@ -35,7 +38,7 @@ impl Indexes {
         match task.phase {
             Phase::Ready { since } => self.lanes.remove(place.flow, Rank::new(place.priority, since, place.task)),
             Phase::Delayed { ready_at } => {
-                self.delayed.remove(&(ready_at, place.task));
+                self.waiting(task).remove(&(ready_at, place.task));
             }
             Phase::Leased { worker } => {
                 if let Some(held) = self.leases.get_mut(&worker) {
@@ -55,13 +58,23 @@ impl Indexes {
                 self.lanes.insert(place.flow, Rank::new(place.priority, since, place.task), task.suspect);
             }
             Phase::Delayed { ready_at } => {
-                self.delayed.insert((ready_at, place.task));
+                self.waiting(task).insert((ready_at, place.task));
             }
             Phase::Leased { worker } => {
                 self.leased += u64::from(self.leases.entry(worker).or_default().insert(place.task));
             }
             Phase::Held | Phase::Succeeded(_) | Phase::Dead(_) => {}
         }
+    }
+
+    fn waiting(&mut self, task: &Task) -> &mut BTreeSet<(Millis, TaskRef)> {
+        if task.attempt == 0 { &mut self.delayed } else { &mut self.backing_off }
+    }
+
+    /// A task that is in no run.
+    pub(crate) fn forget_delayed(&mut self, task: TaskRef) {
+        self.delayed.retain(|(_, other)| *other != task);
+        self.backing_off.retain(|(_, other)| *other != task);
     }
 
     pub(crate) fn set_phase(&mut self, place: Place, task: &mut Task, phase: Phase) {

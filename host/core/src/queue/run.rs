@@ -122,6 +122,7 @@ pub enum Phase {
     Ready {
         since: Millis,
     },
+    /// Before the first attempt a time of the wall, later the end of a backoff in the queue's time.
     Delayed {
         ready_at: Millis,
     },

@@ -70,6 +70,8 @@ pub struct State {
     pub refused_reports: u64,
     /// The time of the newest frame: no later one may be smaller.
     pub last_at: Millis,
+    /// How far the queue's time, which never goes back, is ahead of the wall's, which was set back.
+    pub ahead_ms: u64,
 }
 
 impl State {
@@ -108,24 +110,51 @@ impl State {
     /// Ready, delayed and leased tasks.
     #[must_use]
     pub fn depth(&self) -> u64 {
-        self.indexes.lanes.len() + self.indexes.delayed.len() as u64 + self.indexes.leased
+        self.indexes.lanes.len() + self.delayed() + self.indexes.leased
+    }
+
+    /// Delayed tasks, also those that are due.
+    #[must_use]
+    pub fn delayed(&self) -> u64 {
+        (self.indexes.delayed.len() + self.indexes.backing_off.len()) as u64
+    }
+
+    /// The wall's time at a time of the queue.
+    #[must_use]
+    pub const fn wall(&self, now: Millis) -> Millis {
+        Millis(now.0.saturating_sub(self.ahead_ms))
+    }
+
+    /// The wall was set. The queue's time leapt forward by `leapt_ms` that did not pass, and is `ahead_ms` ahead of the wall
+    /// now: who is in backoff waits for as long as was left. Not an event: a later start finds the clock as it is then.
+    pub fn clock_moved(&mut self, leapt_ms: u64, ahead_ms: u64) {
+        self.ahead_ms = ahead_ms;
+        let before = if leapt_ms > 0 { core::mem::take(&mut self.indexes.backing_off) } else { BTreeSet::new() };
+        for (ready_at, task) in before {
+            let ready_at = ready_at.plus(leapt_ms);
+            if let Some(found) = self.runs.get_mut(&task.run).and_then(|run| run.task_mut(task)) {
+                found.phase = Phase::Delayed { ready_at };
+                self.indexes.backing_off.insert((ready_at, task));
+            }
+        }
+    }
+
+    /// The delayed task that is ready next, with the queue's time of that.
+    pub(crate) fn next_delayed(&self) -> Option<(Millis, TaskRef)> {
+        let by_wall = self.indexes.delayed.first().map(|&(at, task)| (at.plus(self.ahead_ms), task));
+        by_wall.into_iter().chain(self.indexes.backing_off.first().copied()).min()
     }
 
     /// Moves what is due from delayed to ready. Not an event: the time of readiness stands in the task already.
     pub fn promote(&mut self, now: Millis) {
-        while let Some(&(ready_at, task)) = self.indexes.delayed.first() {
-            if ready_at > now {
-                break;
-            }
-            let Some(run) = self.runs.get_mut(&task.run) else {
-                self.indexes.delayed.pop_first();
-                continue;
-            };
-            let (flow, priority) = (run.flow, run.priority);
-            if let Some(found) = run.task_mut(task) {
-                self.indexes.set_phase(Place { flow, priority, task }, found, Phase::Ready { since: ready_at });
-            } else {
-                self.indexes.delayed.pop_first();
+        while let Some((since, task)) = self.next_delayed().filter(|(at, _)| *at <= now) {
+            let found = self.runs.get_mut(&task.run).and_then(|run| {
+                let place = Place { flow: run.flow, priority: run.priority, task };
+                Some((place, run.task_mut(task)?))
+            });
+            match found {
+                Some((place, found)) => self.indexes.set_phase(place, found, Phase::Ready { since }),
+                None => self.indexes.forget_delayed(task),
             }
         }
     }
@@ -165,7 +194,7 @@ impl State {
     /// The next point in time at which something is due without an input.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Millis> {
-        let delayed = self.indexes.delayed.first().map(|&(at, _)| at);
+        let delayed = self.next_delayed().map(|(at, _)| at);
         let expiry = self.expiry.first().map(|&(at, _)| at);
         [delayed, expiry].into_iter().flatten().min()
     }

@@ -2,6 +2,7 @@
 
 use alloc::{
     boxed::Box,
+    collections::BTreeSet,
     format,
     string::{String, ToString},
     vec::Vec,
@@ -111,15 +112,12 @@ pub fn run_by_id(ended: Ended<'_>, id: &str) -> Result<RunId, Box<ApiError>> {
 #[must_use]
 pub fn stats(state: &State, now: Millis) -> Stats {
     // Delayed tasks that are due count as ready, whether or not they were promoted yet.
-    let due = state.indexes.delayed.iter().take_while(|(at, _)| *at <= now).count() as u64;
-    let ready = state.indexes.lanes.len() + due;
-    let delayed = state.indexes.delayed.len() as u64 - due;
-    let oldest = state
-        .indexes
-        .lanes
-        .oldest()
-        .into_iter()
-        .chain(state.indexes.delayed.first().map(|(at, _)| *at).filter(|at| *at <= now));
+    let due = |waiting: &BTreeSet<(Millis, TaskRef)>, now| waiting.iter().take_while(|(at, _)| *at <= now).count();
+    let due = due(&state.indexes.delayed, state.wall(now)) + due(&state.indexes.backing_off, now);
+    let ready = state.indexes.lanes.len() + due as u64;
+    let delayed = state.delayed() - due as u64;
+    let oldest =
+        state.indexes.lanes.oldest().into_iter().chain(state.next_delayed().map(|(at, _)| at).filter(|at| *at <= now));
     #[expect(clippy::cast_precision_loss, reason = "an age in milliseconds is far below 2^52")]
     let lag_seconds = oldest.min().map_or(0.0, |since| now.since(since) as f64 / 1000.0);
     Stats {

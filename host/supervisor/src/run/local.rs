@@ -18,6 +18,7 @@ use tm_core::{
         results::Ended,
         state::State,
     },
+    time::Millis,
 };
 
 use super::{
@@ -28,7 +29,7 @@ use super::{
     session::Session,
 };
 use crate::{
-    clock::Clock,
+    clock::{Clock, Moved},
     daemon::{ApiCall, Incoming},
     evaluate::MiniJinja,
     store::{
@@ -138,8 +139,7 @@ impl Local {
             self.session.take(happening)?;
         }
         loop {
-            let now = self.clock.now();
-            self.session.turn(now)?;
+            self.session.turn(&mut self.clock)?;
             if self.session.reports.is_empty() && self.session.requests.is_empty() {
                 break;
             }
@@ -157,12 +157,11 @@ impl Local {
 /// # Errors
 /// [`RunError::NoQueue`] when there is none, and when it cannot be read.
 pub fn read_only(options: &Options, request: &Request, damaged: &mut dyn FnMut(&Damage)) -> Result<Reply, RunError> {
-    let (disk, state, results, recovery) = replayed(options)?;
+    let (disk, state, results, now, recovery) = replayed(options)?;
     recovery.damaged.iter().for_each(damaged);
-    let mut clock = Clock::not_before(state.last_at);
     let blobs = StoredBlobs::new(BlobStore::reading(disk));
     let asked = Asked {
-        ended: Ended { state: &state, results: &results, now: clock.now() },
+        ended: Ended { state: &state, results: &results, now },
         blobs: &blobs,
         runnable: &|_, _| Runnable::Compiling,
         workers: &Vec::new,
@@ -190,10 +189,9 @@ pub fn preview(
         Request::DlqPurge(action) => Input::Purge { ticket, action },
         _ => return Ok(None),
     };
-    let (disk, mut state, results, recovery) = replayed(options)?;
+    let (disk, mut state, results, now, recovery) = replayed(options)?;
     let (policy, evaluate) = (options.settings.policy(), MiniJinja::new());
     let blobs = Unwritten(StoredBlobs::new(BlobStore::reading(disk)));
-    let now = Clock::not_before(state.last_at).now();
     let sequence = recovery.next_sequence;
     let world = World { policy: &policy, evaluate: &evaluate, blobs: &blobs, results: &results, now, sequence };
     let step = decide(&mut state, world, input);
@@ -207,7 +205,8 @@ pub fn preview(
     }))
 }
 
-fn replayed(options: &Options) -> Result<(RealDisk, State, ResultStore<RealDisk>, Recovery), RunError> {
+/// What the log says, the results that left it, and the queue's time now.
+fn replayed(options: &Options) -> Result<(RealDisk, State, ResultStore<RealDisk>, Millis, Recovery), RunError> {
     if !options.roots.hold_a_queue() {
         return Err(RunError::NoQueue { path: options.roots.queue.clone() });
     }
@@ -215,7 +214,12 @@ fn replayed(options: &Options) -> Result<(RealDisk, State, ResultStore<RealDisk>
     let mut state = State::default();
     let recovery = recover::read(&disk, &mut |frame, segment| state.replay(&frame, segment))?;
     let results = ResultStore::read(disk.clone(), state.secret, &state.results)?;
-    Ok((disk, state, results, recovery))
+    let mut clock = Clock::not_before(state.last_at);
+    let now = clock.now();
+    if let Some(Moved { leapt_ms, ahead_ms }) = clock.moved() {
+        state.clock_moved(leapt_ms, ahead_ms);
+    }
+    Ok((disk, state, results, now, recovery))
 }
 
 /// Blobs that can be read; what is put stays in memory.

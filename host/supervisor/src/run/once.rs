@@ -52,7 +52,7 @@ pub fn run_once(
         let ticket = Ticket(number);
         session.take(Happening::Edge(Incoming::Call(ApiCall { ticket, connection: 0, request, fds })))?;
         loop {
-            let due = session.turn(clock.now())?;
+            let due = session.turn(&mut clock)?;
             if let Some(at) = session.house.replies.iter().position(|(other, _)| *other == ticket) {
                 return match session.house.replies.swap_remove(at).1 {
                     Reply::Error(error) => Err(RunError::Refused(Box::new(error))),

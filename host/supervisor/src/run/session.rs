@@ -27,6 +27,7 @@ use super::{
     sweep::Sweeper,
 };
 use crate::{
+    clock::{Clock, Moved},
     daemon::{ApiCall, Incoming, RoundRobin, Signal, edge::connection_of},
     store::{artifacts::Publication, disk::Disk},
     turn::{Shell, Turn},
@@ -91,7 +92,11 @@ impl<D: Disk> Session<D> {
     ///
     /// # Errors
     /// When the log failed: the caller must stop.
-    pub(super) fn turn(&mut self, now: Millis) -> Result<Option<Millis>, RunError> {
+    pub(super) fn turn(&mut self, clock: &mut Clock) -> Result<Option<Millis>, RunError> {
+        let now = clock.now();
+        if let Some(Moved { leapt_ms, ahead_ms }) = clock.moved() {
+            self.turn.state.clock_moved(leapt_ms, ahead_ms);
+        }
         self.turns += 1;
         self.house.catalogue.refresh();
         self.reports.append(&mut self.house.inputs);

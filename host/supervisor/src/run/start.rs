@@ -79,7 +79,8 @@ pub(super) fn start_of(
             flow_id: flow.def.id.clone(),
             step_id: step.id.clone(),
             max_attempts: step.retries.max_attempts,
-            deadline_ms: now.plus(step.limits.timeout_ms).0,
+            // A guest that looks at a clock sees the wall's.
+            deadline_ms: state.wall(now).plus(step.limits.timeout_ms).0,
             trace_parent: extra.and_then(|extra| trace_parent(extra.trace.as_ref())),
         },
         input,

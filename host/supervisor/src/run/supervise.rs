@@ -34,6 +34,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const READY_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the other workers may take after the first.
 const OTHERS_PATIENCE: Duration = Duration::from_millis(500);
+/// How long the loop sleeps at most while something waits for a time of the wall, which may be set meanwhile.
+const WALL_AGAIN_MS: u64 = 1000;
 
 /// What stands once the pool is up.
 #[derive(Clone, Debug)]
@@ -150,24 +152,26 @@ fn serve<D: Disk>(
 impl<D: Disk> Loop<'_, D> {
     /// Turns until a signal was obeyed.
     fn run(mut self) -> Result<Ended, RunError> {
-        let mut drain_until: Option<Millis> = None;
+        let mut drain_until: Option<Instant> = None;
         loop {
-            let now = self.clock.now();
-            let mut due = self.session.turn(now)?;
+            let mut due = self.session.turn(&mut self.clock)?;
             self.answer();
-            due = [due, self.write_keys(now), drain_until].into_iter().flatten().min();
+            let now = self.clock.now();
+            due = [due, self.write_keys(now)].into_iter().flatten().min();
             match self.session.signal {
                 None => {}
                 Some(Signal::Stop) => return self.stop(),
                 Some(Signal::Drain) => {
                     let until = *drain_until.get_or_insert_with(|| {
                         tracing::info!("draining: nothing new is started");
-                        now.plus(self.options.settings.workers.drain_grace_ms)
+                        Instant::now() + Duration::from_millis(self.options.settings.workers.drain_grace_ms)
                     });
                     self.session.turn.draining = true;
-                    if self.session.turn.state.indexes.leased == 0 || now >= until {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if self.session.turn.state.indexes.leased == 0 || left.is_zero() {
                         return self.stop();
                     }
+                    let until = now.plus(u64::try_from(left.as_millis()).unwrap_or(u64::MAX).saturating_add(1));
                     due = Some(due.map_or(until, |due| due.min(until)));
                 }
             }
@@ -181,7 +185,10 @@ impl<D: Disk> Loop<'_, D> {
         let first = match due {
             None => self.inbox.recv().map_err(|_| RunError::Lonely).map(Some)?,
             Some(due) => {
-                let span_ms = due.since(self.clock.now());
+                let mut span_ms = due.since(self.clock.now());
+                if !self.session.turn.state.indexes.delayed.is_empty() {
+                    span_ms = span_ms.min(WALL_AGAIN_MS);
+                }
                 match self.inbox.recv_timeout(Duration::from_millis(span_ms)) {
                     Ok(happening) => Some(happening),
                     Err(RecvTimeoutError::Timeout) => None,
@@ -231,7 +238,7 @@ impl<D: Disk> Loop<'_, D> {
         }
         while !waiting.is_empty() && self.session.signal.is_none() {
             self.wait(None)?;
-            self.session.turn(self.clock.now())?;
+            self.session.turn(&mut self.clock)?;
             let (own, others): (Vec<_>, Vec<_>) = std::mem::take(&mut self.session.house.replies)
                 .into_iter()
                 .partition(|(ticket, _)| connection_of(*ticket) == 0);
@@ -257,11 +264,10 @@ impl<D: Disk> Loop<'_, D> {
             return Ok(());
         }
         let until = Instant::now() + READY_PATIENCE;
-        let now = self.clock.now();
         // The first turn tells of the flows in the log, without which nothing is known to warm up.
-        self.session.turn(now)?;
+        self.session.turn(&mut self.clock)?;
         self.answer();
-        self.session.house.warm_up(&self.session.turn.state, now);
+        self.session.house.warm_up(&self.session.turn.state, self.clock.now());
         let wanted = usize::try_from(self.options.settings.workers.num).unwrap_or(usize::MAX);
         // One profile can have fewer workers than there are places: after the first, the others get a moment.
         let mut first: Option<Instant> = None;
@@ -275,7 +281,7 @@ impl<D: Disk> Loop<'_, D> {
             }
             let soon = self.clock.now().plus(20);
             self.wait(Some(soon))?;
-            self.session.turn(self.clock.now())?;
+            self.session.turn(&mut self.clock)?;
             self.answer();
         }
         Ok(())
@@ -313,7 +319,7 @@ impl<D: Disk> Loop<'_, D> {
     /// Decides and answers everything that was taken in.
     fn settle(&mut self) -> Result<(), RunError> {
         loop {
-            self.session.turn(self.clock.now())?;
+            self.session.turn(&mut self.clock)?;
             self.answer();
             if self.session.is_settled() {
                 return Ok(());

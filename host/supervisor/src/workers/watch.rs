@@ -133,6 +133,8 @@ impl Watch {
     /// The workers that have been silent for too long, with the silence in milliseconds; empty between two scans. To
     /// be called after all messages that had arrived were taken.
     pub fn scan(&mut self, now: u64) -> Vec<(WorkerId, u64)> {
+        // The process may have stood still since the turn began.
+        self.turn(now);
         if now < self.next_scan {
             return Vec::new();
         }
@@ -227,6 +229,17 @@ mod tests {
         let mut watch = watch();
         assert_eq!(run(&mut watch, 0, 10_000, &[]), []);
         watch.turn(40_000);
+        assert_eq!(watch.scan(40_000), []);
+        assert_eq!(run(&mut watch, 40_000, 54_000, &[]), []);
+        let found: Vec<_> = run(&mut watch, 54_000, 56_100, &[]).into_iter().map(|(worker, _)| worker).collect();
+        assert!(found.contains(&A) && found.contains(&B), "{found:?}");
+    }
+
+    #[test]
+    fn a_turn_that_stands_still_in_its_middle_finds_nobody_silent() {
+        let mut watch = watch();
+        assert_eq!(run(&mut watch, 0, 10_000, &[]), []);
+        watch.turn(10_400);
         assert_eq!(watch.scan(40_000), []);
         assert_eq!(run(&mut watch, 40_000, 54_000, &[]), []);
         let found: Vec<_> = run(&mut watch, 54_000, 56_100, &[]).into_iter().map(|(worker, _)| worker).collect();

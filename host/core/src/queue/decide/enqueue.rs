@@ -65,7 +65,8 @@ impl Desk<'_> {
             return Err(Box::new(full(format!("the queue holds keys_max ({}) idempotency keys", policy.keys_max))));
         }
         let now = self.world.now;
-        let ready_at = request.at.into_iter().chain(request.delay_ms.map(|delay| now.plus(delay))).max();
+        let wall = self.state.wall(now);
+        let ready_at = request.at.into_iter().chain(request.delay_ms.map(|delay| wall.plus(delay))).max();
         let run = RunId::mint(now, policy.partition, &self.state.secret, self.world.sequence, self.state.newest_run);
         let def = self.state.flows.get(&no).map(|flow| Arc::clone(&flow.def));
         let wanted = |name: &str| def.as_ref().is_some_and(|def| def.caller_env.iter().any(|wanted| wanted == name));
@@ -79,7 +80,7 @@ impl Desk<'_> {
             headers: request.headers.clone(),
             trace: request.trace.clone(),
             env: request.env.iter().filter(|(name, _)| wanted(name)).cloned().collect(),
-            ready_at: ready_at.filter(|&at| at > now),
+            ready_at: ready_at.filter(|&at| at > wall),
         })));
         self.advance(run);
         Ok(Reply::Enqueued { run })

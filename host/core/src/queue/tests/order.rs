@@ -75,6 +75,51 @@ fn a_delayed_run_is_ready_at_its_time_and_not_before() {
 }
 
 #[test]
+fn a_wall_that_was_set_forward_ends_no_backoff_and_is_followed_by_what_waits_for_it() {
+    let mut bench = Bench::new(vec![flow("one", vec![step("s", &[])])]);
+    bench.enqueue("one");
+    let failing = bench.lease(1, 1)[0];
+    bench.fail(failing, Class::Retryable);
+    bench.ask(EnqueueRequest { delay_ms: Some(3_600_000), ..request("one") });
+    bench.wait(150);
+    bench.state.clock_moved(3_600_000, 0);
+    bench.wait(3_600_000);
+    let waited = bench.lease(1, 9);
+    assert!(waited.len() == 1 && waited[0].task != failing.task, "{waited:?}");
+    bench.wait(49);
+    assert_eq!(bench.lease(1, 9), []);
+    bench.wait(1);
+    assert_eq!(bench.lease(1, 9).iter().map(|lease| lease.task).collect::<Vec<_>>(), [failing.task]);
+}
+
+#[test]
+fn a_wall_that_was_set_back_is_waited_for_and_holds_back_no_backoff() {
+    let mut bench = Bench::new(vec![flow("one", vec![step("s", &[])])]);
+    let at = bench.now.plus(500);
+    bench.ask(EnqueueRequest { at: Some(at), ..request("one") });
+    bench.state.clock_moved(0, 60_000);
+    bench.wait(500);
+    assert_eq!((bench.lease(1, 1), bench.state.next_deadline()), (vec![], Some(at.plus(60_000))));
+    bench.enqueue("one");
+    let failing = bench.lease(1, 1)[0];
+    bench.fail(failing, Class::Retryable);
+    bench.wait(200);
+    assert_eq!(bench.lease(1, 1)[0].task, failing.task);
+    let wall = bench.state.wall(bench.now);
+    for (at, delay_ms) in [(Some(wall.plus(100)), None), (None, Some(100))] {
+        bench.ask(EnqueueRequest { at, delay_ms, ..request("one") });
+    }
+    assert_eq!(bench.lease(1, 9), []);
+    bench.wait(100);
+    assert_eq!(bench.lease(1, 9).len(), 2);
+    // A later start finds the same times in the log, and the clock as it is then.
+    let mut replayed = bench.replayed();
+    assert_eq!(replayed.next_deadline(), Some(at));
+    replayed.clock_moved(0, 60_000);
+    assert_eq!(replayed.next_deadline(), Some(at.plus(60_000)));
+}
+
+#[test]
 fn beyond_hard_depth_enqueues_are_refused_with_a_time_to_come_again() {
     let mut bench = Bench::new(vec![flow("one", vec![step("s", &[])])]);
     bench.policy.hard_depth = 1;
