@@ -166,7 +166,7 @@ impl State {
             }
             Event::Filed { entry } => {
                 let task = *self.letters.get(entry)?;
-                self.letter_mut(task)?.filed = true;
+                self.runs.get_mut(&task.run)?.letter_mut(task)?.filed = true;
             }
             Event::Requeued { entry, task } => self.requeued(entry, *task, at)?,
             Event::Purged { entry, .. } => {
@@ -473,16 +473,6 @@ impl State {
         }
     }
 
-    fn letter_mut(&mut self, task: TaskRef) -> Option<&mut Letter> {
-        let run = self.runs.get_mut(&task.run)?;
-        match run.steps.get_mut(usize::from(task.step))? {
-            StepRun::Faulted(letter) => Some(letter),
-            StepRun::Single(found) => letter_of(found),
-            StepRun::Fan(fan) => letter_of(fan.tasks.get_mut(task.item? as usize)?),
-            StepRun::Waiting | StepRun::Skipped | StepRun::Done(_) => None,
-        }
-    }
-
     /// A task that has no end yet, with its place and the indexes.
     fn open_task(&mut self, task: TaskRef) -> Option<(Place, &mut Task, &mut crate::queue::indexes::Indexes)> {
         let run = self.runs.get_mut(&task.run)?;
@@ -491,13 +481,6 @@ impl State {
             return None;
         }
         Some((place, run.task_mut(task)?, &mut self.indexes))
-    }
-}
-
-fn letter_of(task: &mut Task) -> Option<&mut Letter> {
-    match &mut task.phase {
-        Phase::Dead(letter) => Some(letter),
-        _ => None,
     }
 }
 

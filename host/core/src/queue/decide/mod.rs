@@ -132,7 +132,7 @@ pub(crate) fn refusal(kind: ErrorKind, message: String) -> ApiError {
 /// The dead letter of a task.
 #[must_use]
 pub fn letter_of(state: &State, task: TaskRef) -> Option<&Letter> {
-    state.runs.get(&task.run)?.letters().find(|(found, _)| *found == task).map(|(_, letter)| letter)
+    state.runs.get(&task.run)?.letter(task)
 }
 
 /// A task's dead letter as its entry file holds it.
