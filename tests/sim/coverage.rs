@@ -118,7 +118,20 @@ const REQUIRED: &[(&str, &[&str])] = &[
     ("crash point", &["writing a commit", "syncing a commit", "reserving room", "during recovery"]),
     ("failed sync", &["syncing a commit", "syncing reserved room", "beginning a segment", "during recovery"]),
     ("full disk", &["before a turn", "reserving room", "beginning a segment"]),
-    ("full disk means", &["an enqueue is refused", "nothing is leased", "an attempt ends all the same"]),
+    (
+        "full disk means",
+        &["an enqueue is refused", "nothing is leased", "an attempt ends all the same", "a bulk action is refused"],
+    ),
+    (
+        "bulk action",
+        &[
+            "is done in one turn",
+            "goes on in a later turn",
+            "is done in several turns",
+            "another took an entry",
+            "a crash between two slices",
+        ],
+    ),
     ("worker death", &["idle", "one step runs", "several steps run"]),
     ("late report", &["its worker is gone", "its run was cancelled", "its supervisor is another one"]),
     ("duplicate report", &["in the same turn", "in a later turn"]),
