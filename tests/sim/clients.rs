@@ -2,10 +2,10 @@
 //! purges, forgets keys and registers new versions. Some are slow: they hang up before the answer and ask again, or read
 //! it when their supervisor is long gone. Every answer is held against the ledger.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tm_core::{
-    api::{DlqAction, EnqueueRequest, ErrorKind, Reply},
+    api::{DlqAction, DlqOutcome, EnqueueRequest, ErrorKind, Reply},
     id::RunId,
     json::{Json, Payload},
     queue::effect::{Input, Ticket},
@@ -33,8 +33,16 @@ struct Enqueue {
 
 enum Asked {
     Enqueue(Enqueue),
+    Bulk(Bulk),
     Other,
-    Requeue,
+}
+
+/// A requeue or purge.
+struct Bulk {
+    dry_run: bool,
+    /// The entries that were there when all of them were asked for.
+    all: Option<BTreeSet<String>>,
+    outcomes: Vec<DlqOutcome>,
 }
 
 #[derive(Default)]
@@ -117,8 +125,7 @@ impl Clients {
     }
 
     pub(crate) fn operate(&mut self, random: &mut Random, ledger: &Ledger, inputs: &mut VecDeque<Input>) {
-        let action = |pattern: String| DlqAction { pattern, ..DlqAction::default() };
-        match random.below(90) {
+        match random.below(100) {
             0..20 => {
                 let last = self.acknowledged.keys().rev().nth(random.place(40)).map(ToString::to_string);
                 let ticket = self.ticket(Asked::Other);
@@ -127,19 +134,14 @@ impl Clients {
             20..60 => {
                 let letters: Vec<&String> = ledger.letters.iter().collect();
                 let entry = random.pick(&letters).map_or_else(|| "dlq-none".into(), |entry| (*entry).clone());
-                let ticket = self.ticket(Asked::Requeue);
-                inputs.push_back(Input::Requeue { ticket, action: action(entry) });
+                self.bulk(entry, (false, false), ledger, inputs);
             }
-            60..65 => {
-                let ticket = self.ticket(Asked::Requeue);
-                let action = DlqAction { all: true, ..action("*".into()) };
-                inputs.push_back(Input::Requeue { ticket, action });
-            }
-            65..80 => {
+            60..72 => self.bulk("*".into(), (false, random.chance(15)), ledger, inputs),
+            72..80 => {
                 let entry = ledger.letters.iter().nth(random.place(5)).cloned().unwrap_or_else(|| "dlq-none".into());
-                let ticket = self.ticket(Asked::Other);
-                inputs.push_back(Input::Purge { ticket, action: action(entry) });
+                self.bulk(entry, (true, false), ledger, inputs);
             }
+            80..84 => self.bulk("dlq-*".into(), (true, random.chance(15)), ledger, inputs),
             _ => {
                 let tenant = random.pick(&TENANTS).copied().unwrap_or("anton");
                 let flow = random.pick(&FLOWS).copied().unwrap_or("single");
@@ -148,6 +150,20 @@ impl Clients {
                 inputs.push_back(Input::ForgetKey { ticket, tenant: tenant.into(), flow: flow.into(), key });
             }
         }
+    }
+
+    /// Requeues or purges what the pattern names.
+    fn bulk(
+        &mut self,
+        pattern: String,
+        (purges, dry_run): (bool, bool),
+        ledger: &Ledger,
+        inputs: &mut VecDeque<Input>,
+    ) {
+        let all = pattern.contains('*').then(|| ledger.letters.clone());
+        let action = DlqAction { pattern, all: all.is_some(), dry_run, ..DlqAction::default() };
+        let ticket = self.ticket(Asked::Bulk(Bulk { dry_run, all, outcomes: Vec::new() }));
+        inputs.push_back(if purges { Input::Purge { ticket, action } } else { Input::Requeue { ticket, action } });
     }
 
     /// Lets a client be slow with an answer; gives it back when it reads it now.
@@ -209,6 +225,25 @@ impl Clients {
     ) {
         let Some(asked) = self.asked.remove(&ticket) else { panic!("request {ticket:?} is answered twice") };
         match (asked, reply) {
+            (Asked::Bulk(mut bulk), Reply::DlqSome(some)) => {
+                coverage.see("bulk action", "goes on in a later turn");
+                bulk.take(some, ledger, coverage);
+                self.asked.insert(ticket, Asked::Bulk(bulk));
+            }
+            (Asked::Bulk(mut bulk), Reply::DlqDone(last)) => {
+                let parts = !bulk.outcomes.is_empty();
+                bulk.take(last, ledger, coverage);
+                bulk.is_done(ledger);
+                coverage.see("bulk action", if parts { "is done in several turns" } else { "is done in one turn" });
+            }
+            (Asked::Bulk(bulk), Reply::Error(error)) => match error.kind {
+                ErrorKind::Failed => assert!(bulk.outcomes.is_empty(), "{error:?}"),
+                ErrorKind::Busy if bulk.outcomes.is_empty() => {
+                    coverage.see("full disk means", "a bulk action is refused")
+                }
+                ErrorKind::Busy => coverage.see("full disk means", "a bulk action is broken off"),
+                _ => panic!("a bulk action is refused: {error:?}"),
+            },
             (Asked::Enqueue(enqueue), Reply::Enqueued { run }) => {
                 self.acknowledged(run, &enqueue, ledger);
                 coverage.see("enqueue", "new");
@@ -249,13 +284,7 @@ impl Clients {
                 _ => panic!("an enqueue is refused: {error:?}"),
             },
             (Asked::Enqueue(_), other) => panic!("an enqueue is answered with {other:?}"),
-            (Asked::Requeue, Reply::DlqDone(outcomes)) => {
-                for outcome in outcomes {
-                    if outcome.outcome == "skipped" {
-                        coverage.see("operator", "requeue skipped: key held");
-                    }
-                }
-            }
+            (Asked::Bulk(_), other) => panic!("a bulk action is answered with {other:?}"),
             (_, Reply::Cancelled { .. }) => coverage.see("operator", "cancel"),
             (_, Reply::Registered { new: true, .. }) if self.version > 0 => coverage.see("operator", "register again"),
             _ => {}
@@ -263,7 +292,42 @@ impl Clients {
     }
 
     /// Nobody waits for an answer from a supervisor that is gone.
-    pub(crate) fn restart(&mut self) {
+    pub(crate) fn restart(&mut self, coverage: &mut Coverage) {
+        let begun = |asked: &Asked| matches!(asked, Asked::Bulk(bulk) if !bulk.outcomes.is_empty());
+        if self.asked.values().any(begun) {
+            coverage.see("bulk action", "a crash between two slices");
+        }
         self.asked.clear();
+    }
+}
+
+impl Bulk {
+    /// What is told was done, durably.
+    fn take(&mut self, outcomes: Vec<DlqOutcome>, ledger: &Ledger, coverage: &mut Coverage) {
+        for outcome in outcomes {
+            let entry = &outcome.entry_id;
+            match (outcome.outcome.as_str(), outcome.why.as_deref()) {
+                ("requeued" | "purged", _) => {
+                    assert!(!self.dry_run && !ledger.letters.contains(entry), "entry {entry} is told and pending (I1)");
+                }
+                ("would requeue" | "would purge", _) => assert!(self.dry_run, "{outcome:?}"),
+                ("skipped", Some("no longer pending")) => {
+                    assert!(!ledger.letters.contains(entry), "entry {entry} is pending and was skipped");
+                    coverage.see("bulk action", "another took an entry");
+                }
+                ("skipped", Some(_)) => coverage.see("operator", "requeue skipped: key held"),
+                _ => panic!("{outcome:?}"),
+            }
+            self.outcomes.push(outcome);
+        }
+    }
+
+    /// What was pending at the beginning is told, or others have taken it; nothing is told twice.
+    fn is_done(&self, ledger: &Ledger) {
+        let told: BTreeSet<&String> = self.outcomes.iter().map(|outcome| &outcome.entry_id).collect();
+        assert_eq!(told.len(), self.outcomes.len(), "an entry is told twice");
+        for entry in self.all.iter().flatten().filter(|entry| ledger.letters.contains(*entry)) {
+            assert!(told.contains(entry), "entry {entry} was named, is pending, and is not told of");
+        }
     }
 }

@@ -124,7 +124,20 @@ const REQUIRED: &[(&str, &[&str])] = &[
         &["syncing a commit", "syncing reserved room", "beginning a segment", "keeping results", "during recovery"],
     ),
     ("full disk", &["before a turn", "reserving room", "beginning a segment", "keeping results"]),
-    ("full disk means", &["an enqueue is refused", "nothing is leased", "an attempt ends all the same"]),
+    (
+        "full disk means",
+        &["an enqueue is refused", "nothing is leased", "an attempt ends all the same", "a bulk action is refused"],
+    ),
+    (
+        "bulk action",
+        &[
+            "is done in one turn",
+            "goes on in a later turn",
+            "is done in several turns",
+            "another took an entry",
+            "a crash between two slices",
+        ],
+    ),
     ("worker death", &["idle", "one step runs", "several steps run"]),
     ("late report", &["its worker is gone", "its run was cancelled", "its supervisor is another one"]),
     ("duplicate report", &["in the same turn", "in a later turn"]),

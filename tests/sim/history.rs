@@ -36,6 +36,8 @@ pub(crate) const SECRET: [u8; 16] = [3; 16];
 pub(crate) const RESERVE: Reserve = Reserve { end_bytes: 1200, large_end_bytes: 16 * 1024, slack_bytes: 512 };
 /// Runs that ended and stay in memory: few, so that results are kept often.
 pub(crate) const FINISHED_MAX: usize = 6;
+/// Few dead letters are many.
+pub(crate) const BULK_SLICE: usize = 3;
 const DRAIN_TURNS_MAX: u64 = 20_000;
 const SEGMENTS_KIB: [u64; 6] = [8, 32, 64, 64, 96, 96];
 /// The rules of the state are checked in every so many-th turn.
@@ -287,7 +289,7 @@ impl History {
         self.note_faults();
         let leases = self.ledger.leased();
         self.world.restart(&leases);
-        self.clients.restart();
+        self.clients.restart(&mut self.world.coverage);
         self.start();
     }
 
@@ -391,7 +393,7 @@ impl History {
             }
             self.take_turn();
             let Some(turn) = &self.turn else { return };
-            if self.inputs.is_empty() && turn.state.depth() == 0 && self.world.is_quiet() {
+            if self.inputs.is_empty() && turn.state.depth() == 0 && !turn.has_bulk() && self.world.is_quiet() {
                 return;
             }
         }
@@ -426,6 +428,7 @@ impl History {
         assert_eq!(totals.runs_failed, count(RunState::Failed));
         assert_eq!(totals.runs_cancelled, count(RunState::Cancelled));
         assert_eq!(totals.idempotency_hits, self.ledger.deduplicated);
+        assert_eq!((totals.dlq_requeued, totals.dlq_purged), (self.ledger.requeued, self.ledger.purged));
         let letters: std::collections::BTreeSet<String> = state.letters.keys().cloned().collect();
         assert_eq!(letters, self.ledger.letters, "the dead letters in the state and in the log differ");
         let unfinished = count(RunState::Stalled);

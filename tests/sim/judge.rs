@@ -19,7 +19,7 @@ use tm_supervisor::{
 use crate::{
     disk::{CrashPoint, SimDisk},
     faults::Without,
-    history::{FINISHED_MAX, History, RESERVE, SECRET},
+    history::{BULK_SLICE, FINISHED_MAX, History, RESERVE, SECRET},
     letters,
     opening::{assert_same, image},
     random::Random,
@@ -54,7 +54,8 @@ impl History {
         let dlq = Dlq::open(disk.clone()).unwrap_or_else(|error| panic!("the dead letters do not open: {error}"));
         let opened = Turn::open(disk.clone(), self.log_options(), self.rules(), SECRET, self.now);
         let (turn, recovery) = opened.unwrap_or_else(|error| panic!("the queue does not open: {error}"));
-        (disk, dlq, turn.with_reserve(RESERVE).with_finished_max(FINISHED_MAX), recovery)
+        let turn = turn.with_reserve(RESERVE).with_finished_max(FINISHED_MAX).with_bulk_slice(BULK_SLICE);
+        (disk, dlq, turn, recovery)
     }
 
     /// Opens the disk as each crash would have left it: what was promised must be there, and nothing may look damaged.
@@ -91,6 +92,8 @@ impl History {
     pub(crate) fn judge_state(&self, ended: Ended<'_>, place: &str, lost: Option<u64>) {
         let broken = if lost.is_none() { check(ended.state) } else { Vec::new() };
         assert!(broken.is_empty(), "{place}: {broken:#?}");
+        // What was over before the clock went back may be gone.
+        let latest = self.now.max(self.latest);
         for run in self.clients.acknowledged.keys() {
             if ended.knows(*run) {
                 continue;
@@ -99,7 +102,7 @@ impl History {
                 panic!("{place}: run {run} was acknowledged and is not in the log (I6)")
             };
             assert!(
-                known.expires_at.is_some_and(|at| at <= self.now)
+                known.expires_at.is_some_and(|at| at <= latest)
                     || lost.is_some_and(|record| self.ledger.hangs_on(*run, record)),
                 "{place}: acknowledged run {run} is lost (I6)"
             );

@@ -76,6 +76,9 @@ pub(crate) struct Ledger {
     sequence: u64,
     last_at: Millis,
     pub(crate) deduplicated: u64,
+    pub(crate) requeued: u64,
+    /// Entries that were given up, by name or with their run.
+    pub(crate) purged: u64,
 }
 
 impl Ledger {
@@ -328,6 +331,7 @@ impl Ledger {
             }
             Event::Requeued { entry, task } => {
                 coverage.see("operator", "requeue");
+                self.requeued += 1;
                 assert!(self.letters.remove(entry), "entry {entry} is requeued and was not pending");
                 let found = self.task(*task);
                 assert_eq!(found.at, At::Dead);
@@ -352,6 +356,7 @@ impl Ledger {
             }
             Event::Purged { entry, .. } => {
                 coverage.see("operator", "purge");
+                self.purged += 1;
                 assert!(self.letters.remove(entry), "entry {entry} is purged and was not pending");
             }
             Event::KeyForgotten { tenant, flow, key } => {
@@ -398,6 +403,9 @@ impl Ledger {
         let gone: Vec<TaskRef> = self.tasks.range(range).map(|(task, _)| *task).collect();
         for task in gone {
             let Some(found) = self.tasks.remove(&task) else { continue };
+            if found.entry.is_some_and(|entry| self.letters.remove(&entry)) {
+                self.purged += 1;
+            }
             if state == RunState::Succeeded {
                 assert!(
                     !found.at.is_open() && found.at != At::Dead,

@@ -29,6 +29,9 @@ enum Job {
     Archive(Box<DlqEntry>),
 }
 
+/// Entries that wait to be archived before bulk actions wait for them.
+const ARCHIVES_MAX: usize = 4;
+
 pub(crate) struct Letters {
     dlq: Dlq<SimDisk>,
     jobs: VecDeque<Job>,
@@ -52,6 +55,10 @@ impl Letters {
 
     pub(crate) fn archive(&mut self, entry: Box<DlqEntry>) {
         self.jobs.push_back(Job::Archive(entry));
+    }
+
+    pub(crate) fn keeps_up(&self) -> bool {
+        self.jobs.iter().filter(|job| matches!(job, Job::Archive(_))).count() < ARCHIVES_MAX
     }
 
     pub(crate) fn is_quiet(&self) -> bool {

@@ -6,7 +6,7 @@ use tm_supervisor::{store::dlq::Dlq, turn::Turn};
 use crate::{
     disk::SimDisk,
     faults::Fault,
-    history::{FINISHED_MAX, History, RESERVE, SECRET},
+    history::{BULK_SLICE, FINISHED_MAX, History, RESERVE, SECRET},
     judge::{Around, judge_letters},
     phases::{Break, Phase},
 };
@@ -31,7 +31,8 @@ impl History {
             match opened {
                 Ok((dlq, turn, recovery)) if broken.is_none() => {
                     assert!(recovery.damaged.is_empty(), "a crash left damage behind (I11): {:?}", recovery.damaged);
-                    let mut turn = turn.with_reserve(RESERVE).with_finished_max(FINISHED_MAX);
+                    let mut turn =
+                        turn.with_reserve(RESERVE).with_finished_max(FINISHED_MAX).with_bulk_slice(BULK_SLICE);
                     let points = self.disk.inner().crash_points();
                     let written = self.disk.inner().take_written();
                     self.judge_crash_points(points, &Around { written: &written, before: None, after: None });

@@ -9,7 +9,7 @@ use tm_core::{
     id::{Attempt, Digest, FlowNo, RunId, TaskRef, WorkerId},
     json::{Json, Payload},
     queue::{
-        decide::Runnable,
+        decide::{Runnable, purged_entries},
         effect::{Effect, Input, Outcome, Report, Ticket},
         lanes::{ProfileNo, Slot, Want},
         results::Ended,
@@ -330,8 +330,15 @@ impl Shell for World {
             }
             Effect::FileEntry { entry } => self.letters.file(entry),
             Effect::ArchiveEntry { entry } => self.letters.archive(entry),
+            Effect::ArchiveRun { run, flow, at } => {
+                purged_entries(&run, &flow, at).for_each(|entry| self.letters.archive(Box::new(entry)));
+            }
             Effect::RunEnded { run } => self.ended.push(run),
         }
+    }
+
+    fn keeps_up(&self) -> bool {
+        self.letters.keeps_up()
     }
 
     fn forgotten(&mut self, _: &FinishedRun) {}

@@ -1,7 +1,7 @@
 //! Requests and replies between a client and the supervisor: one JSON value per line over `tm.sock`.
 //!
-//! A client may pipeline; replies come in the order of the requests. A connection's first request with descriptors
-//! ([`Request::Register`]) sends them with its line by SCM_RIGHTS.
+//! A client may pipeline; replies come in the order of the requests, one each but for [`Reply::DlqSome`]. A connection's
+//! first request with descriptors ([`Request::Register`]) sends them with its line by SCM_RIGHTS.
 
 use alloc::{boxed::Box, string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
@@ -175,12 +175,41 @@ pub enum Reply {
         existed: bool,
     },
     DlqEntries(Vec<DlqEntry>),
+    /// A part of the answer to a requeue or purge of many; more follow on lines of their own, the last one is another.
+    DlqSome(Vec<DlqOutcome>),
     DlqDone(Vec<DlqOutcome>),
     Workers(Vec<WorkerRow>),
     Counters(Counters),
     Error(ApiError),
     /// The last line of a connection that a stopping supervisor closes: no request after the answered ones was taken.
     Stopping,
+}
+
+impl Reply {
+    /// Whether the same request has more answers.
+    #[must_use]
+    pub const fn is_part(&self) -> bool {
+        matches!(self, Self::DlqSome(_))
+    }
+
+    /// The whole answer, when `self` is the first part of it and `more` brings the others.
+    ///
+    /// # Errors
+    /// Those of `more`.
+    pub fn whole<E>(self, mut more: impl FnMut() -> Result<Self, E>) -> Result<Self, E> {
+        let (mut parts, mut reply) = (Vec::new(), self);
+        loop {
+            match reply {
+                Self::DlqSome(mut part) => parts.append(&mut part),
+                Self::DlqDone(mut last) => {
+                    parts.append(&mut last);
+                    return Ok(Self::DlqDone(parts));
+                }
+                other => return Ok(other),
+            }
+            reply = more()?;
+        }
+    }
 }
 
 /// Why a request was refused: whose fault it is decides the exit code.

@@ -109,6 +109,8 @@ pub(crate) enum Happening {
     Input(Input),
     /// A dead letter's file could not be written.
     Unfiled,
+    /// Files of dead letters were archived: bulk actions may go on.
+    CaughtUp,
     Registered {
         ticket: Ticket,
         outcome: Result<Box<Input>, Box<ApiError>>,

@@ -3,18 +3,19 @@
 //! Generic over the disk below the log and over the [`Shell`] that performs effects, so that the simulation runs exactly
 //! this code. A turn that decided nothing writes nothing and syncs nothing.
 
+mod bulk;
 mod keep;
 
 use std::collections::{BTreeSet, VecDeque};
 
 use tm_core::{
-    api::{ApiError, ErrorKind, Reply},
+    api::{ApiError, Reply},
     code::{self, Class},
     flow::{advance::Blobs, evaluate::Evaluate},
     id::{Digest, FlowNo, TaskRef},
     limits::{END_RESERVE_BYTES, INPUT_MAX_BYTES, INPUTS_PER_TURN_MAX},
     queue::{
-        decide::{self, Runnable, Sweep, World, decide},
+        decide::{self, Bulk, Runnable, Sweep, World, decide},
         effect::{Effect, Input, Outcome, Step, Ticket},
         event::Frame,
         lanes::{FairOrder, Slot, Want},
@@ -67,8 +68,6 @@ const SYNC_AGAIN_MS: u64 = 2;
 /// Leases that one turn makes.
 const LEASES_PER_TURN_MAX: usize = 1024;
 
-/// What requeueing or purging one dead letter writes, payloads apart.
-const PER_ENTRY_BYTES: u64 = 1024;
 /// How long until a full disk is tried again, when nothing else happens.
 const ROOM_AGAIN_MS: u64 = 1000;
 
@@ -91,6 +90,12 @@ pub trait Shell {
 
     /// A finished run was forgotten: its artefacts may go.
     fn forgotten(&mut self, run: &FinishedRun);
+
+    /// Whether what requeues and purges left to do is being done as fast as it comes. When it is not, the next slices of
+    /// bulk actions wait, and the shell calls for a turn as soon as it is again.
+    fn keeps_up(&self) -> bool {
+        true
+    }
 }
 
 /// What decisions need that is neither state nor effect.
@@ -116,6 +121,10 @@ pub struct Turn<D: Disk> {
     sweep: Option<Sweep>,
     /// For room on the disk.
     sweep_waits: bool,
+    /// Requeues and purges of many, each a slice at a time, in turn.
+    bulks: VecDeque<Bulk>,
+    /// Entries that a turn requeues or purges.
+    bulk_slice: usize,
     /// Dead letters whose files are synced, for which the log had no room.
     filed: Vec<String>,
     /// What the last sweep copied: the estimate of what is live.
@@ -159,6 +168,8 @@ impl<D: Disk> Turn<D> {
             finished_max: FINISHED_MAX,
             sweep: None,
             sweep_waits: false,
+            bulks: VecDeque::new(),
+            bulk_slice: decide::SLICE_MAX,
             filed: Vec::new(),
             live_bytes: 0,
             swept_bytes: 0,
@@ -219,6 +230,7 @@ impl<D: Disk> Turn<D> {
             let Some(input) = inputs.pop_front() else { break };
             self.take(now, input)?;
         }
+        let more = self.bulk(now, shell.keeps_up())?;
         self.tell_flows(shell);
         for gone in self.state.expire(now, EXPIRE_SLICE) {
             shell.forgotten(&gone);
@@ -247,7 +259,7 @@ impl<D: Disk> Turn<D> {
             self.keep_results()?;
         }
         self.results.sync_beside(false)?;
-        self.deadline(now, inputs.is_empty())
+        self.deadline(now, inputs.is_empty() && !(more && shell.keeps_up()))
     }
 
     /// The clean stop of the log.
@@ -312,7 +324,14 @@ impl<D: Disk> Turn<D> {
     }
 
     /// One input, when there is room for what it may write.
-    fn take(&mut self, now: Millis, mut input: Input) -> Result<(), LogError> {
+    fn take(&mut self, now: Millis, input: Input) -> Result<(), LogError> {
+        let mut input = match Bulk::of(&self.state, input, self.bulk_slice) {
+            Ok(bulk) => {
+                self.bulks.push_back(bulk);
+                return Ok(());
+            }
+            Err(input) => input,
+        };
         if !decide::changes(self.ended(now), &input) {
             // It writes nothing, so it reserves nothing either (I12).
             self.decide(now, |state, world| {
@@ -358,7 +377,7 @@ impl<D: Disk> Turn<D> {
 
     /// The ticket of a request and the most that it can write; `None` for what must be taken whatever the disk says.
     fn asked(&self, input: &Input) -> Option<(Ticket, u64)> {
-        let Reserve { large_end_bytes, slack_bytes, .. } = self.reserve;
+        let slack_bytes = self.reserve.slack_bytes;
         match input {
             Input::Enqueue { ticket, request, input } => {
                 let headers = request.headers.as_ref().map_or(0, |json| json.size_bytes());
@@ -367,11 +386,10 @@ impl<D: Disk> Turn<D> {
             }
             Input::Register { ticket, def, .. } => Some((*ticket, 4096 * (1 + def.steps.len() as u64))),
             Input::Cancel { ticket, .. } | Input::ForgetKey { ticket, .. } => Some((*ticket, slack_bytes)),
-            // Each entry that it may name moves its run on, or ends it.
-            Input::Requeue { ticket, .. } | Input::Purge { ticket, .. } => {
-                Some((*ticket, large_end_bytes + PER_ENTRY_BYTES * self.state.letters.len() as u64))
-            }
-            Input::Report { .. }
+            // A bulk action reserves what each of its slices needs.
+            Input::Requeue { .. }
+            | Input::Purge { .. }
+            | Input::Report { .. }
             | Input::Progress { .. }
             | Input::WorkerGone { .. }
             | Input::NotStarted { .. }
@@ -467,11 +485,6 @@ fn without_room(input: Input) -> Input {
 }
 
 fn no_room() -> ApiError {
-    ApiError {
-        kind: ErrorKind::Busy,
-        code: Some(code::QUEUE_FULL.into()),
-        message: "the queue's disk has no room; nothing was changed".into(),
-        hint: Some("free space on the disk of the queue directory, then try again".into()),
-        retry_after_ms: Some(5000),
-    }
+    let full = decide::no_room();
+    ApiError { message: format!("{}; nothing was changed", full.message), ..full }
 }

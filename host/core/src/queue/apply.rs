@@ -4,6 +4,7 @@
 //! an orphan, counted, never a panic. It takes facts as facts: what may happen is decided in [`super::decide`].
 
 use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
+use core::mem::take;
 
 use crate::{
     api::RunState,
@@ -30,6 +31,8 @@ impl State {
         for event in &frame.events {
             self.apply(event, frame.at);
         }
+        // The start looks for files that were not archived.
+        self.purged = None;
     }
 
     /// Takes one fact, decided at `at`.
@@ -164,7 +167,7 @@ impl State {
             }
             Event::Filed { entry } => {
                 let task = *self.letters.get(entry)?;
-                self.letter_mut(task)?.filed = true;
+                self.runs.get_mut(&task.run)?.letter_mut(task)?.filed = true;
             }
             Event::Requeued { entry, task } => self.requeued(entry, *task, at)?,
             Event::Purged { entry, .. } => {
@@ -249,7 +252,7 @@ impl State {
         }
         let slot = self.runs.get_mut(&task.run)?.steps.get_mut(usize::from(task.step))?;
         if let StepRun::Single(single) = slot {
-            let tasks = TaskEnd::of(None, core::mem::take(&mut single.attempts)).into_iter().collect();
+            let tasks = TaskEnd::of(None, take(&mut single.attempts)).into_iter().collect();
             let output = Some(succeeded.output.clone());
             *slot = StepRun::Done(Box::new(StepDone { output, items: None, tasks }));
         }
@@ -368,7 +371,7 @@ impl State {
         expires_at: Millis,
         at: Millis,
     ) -> Option<()> {
-        let run = self.runs.remove(&id)?;
+        let mut run = self.runs.remove(&id)?;
         self.indexes.remove_run(&run);
         match state {
             RunState::Succeeded => self.totals.runs_succeeded += 1,
@@ -377,25 +380,26 @@ impl State {
         }
         let name = key_name(&self.flows, &run);
         let letter = run.letters().next().map(|(_, letter)| Box::new(letter.clone()));
-        let pending: Vec<String> = run.letters().map(|(_, letter)| letter.entry.clone()).collect();
-        for entry in pending {
-            self.letters.remove(&entry);
+        for (_, letter) in run.letters() {
+            let is_purged = self.letters.remove(&letter.entry).is_some() && state != RunState::Succeeded;
+            self.totals.dlq_purged += u64::from(is_purged);
         }
         if state != RunState::Succeeded {
             self.free_key(name, id);
         }
         let mut tasks = Vec::new();
-        for (step, place) in run.steps.iter().zip(0u16..) {
+        for (step, place) in run.steps.iter_mut().zip(0u16..) {
             match step {
-                StepRun::Done(done) => tasks.extend(done.tasks.iter().map(|end| (place, end.clone()))),
+                StepRun::Done(done) => tasks.extend(take(&mut done.tasks).into_iter().map(|end| (place, end))),
                 StepRun::Single(task) => {
-                    tasks.extend(TaskEnd::of(None, task.attempts.clone()).map(|end| (place, end)));
+                    tasks.extend(TaskEnd::of(None, take(&mut task.attempts)).map(|end| (place, end)));
                 }
                 StepRun::Fan(fan) => tasks.extend(fan_ends(fan).into_iter().map(|end| (place, end))),
                 StepRun::Waiting | StepRun::Skipped | StepRun::Faulted(_) => {}
             }
         }
         let exec_us: u64 = tasks.iter().map(|(_, end)| end.last.usage.exec_us).sum();
+        let has_letters = letter.is_some();
         let extra = run.extra.as_deref();
         self.keep_finished(FinishedRun {
             id,
@@ -412,6 +416,7 @@ impl State {
             letter,
             tasks,
         });
+        self.purged = (has_letters && state != RunState::Succeeded).then_some(run);
         Some(())
     }
 
@@ -480,16 +485,6 @@ impl State {
         }
     }
 
-    fn letter_mut(&mut self, task: TaskRef) -> Option<&mut Letter> {
-        let run = self.runs.get_mut(&task.run)?;
-        match run.steps.get_mut(usize::from(task.step))? {
-            StepRun::Faulted(letter) => Some(letter),
-            StepRun::Single(found) => letter_of(found),
-            StepRun::Fan(fan) => letter_of(fan.tasks.get_mut(task.item? as usize)?),
-            StepRun::Waiting | StepRun::Skipped | StepRun::Done(_) => None,
-        }
-    }
-
     /// A task that has no end yet, with its place and the indexes.
     fn open_task(&mut self, task: TaskRef) -> Option<(Place, &mut Task, &mut crate::queue::indexes::Indexes)> {
         let run = self.runs.get_mut(&task.run)?;
@@ -498,13 +493,6 @@ impl State {
             return None;
         }
         Some((place, run.task_mut(task)?, &mut self.indexes))
-    }
-}
-
-fn letter_of(task: &mut Task) -> Option<&mut Letter> {
-    match &mut task.phase {
-        Phase::Dead(letter) => Some(letter),
-        _ => None,
     }
 }
 
@@ -528,8 +516,10 @@ pub(crate) fn key_name(
     Some((flow.tenant.clone(), flow.def.id.clone(), run.key()?.into()))
 }
 
-fn fan_ends(fan: &Fan) -> Vec<TaskEnd> {
-    fan.tasks.iter().zip(0u32..).filter_map(|(task, item)| TaskEnd::of(Some(item), task.attempts.clone())).collect()
+/// Takes the ends out of a fan-out that is over.
+fn fan_ends(fan: &mut Fan) -> Vec<TaskEnd> {
+    let tasks = fan.tasks.iter_mut().zip(0u32..);
+    tasks.filter_map(|(task, item)| TaskEnd::of(Some(item), take(&mut task.attempts))).collect()
 }
 
 fn end_attempt(task: &mut Task, attempt: Attempt, at: Millis, outcome: &str, code: Option<&str>, usage: Usage) {

@@ -7,7 +7,8 @@ use crate::{
     flow::spec::FlowDef,
     id::{Attempt, RunId, TaskRef, WorkerId},
     json::Payload,
-    queue::event::Event,
+    queue::{event::Event, run::Run, state::Registered},
+    time::Millis,
     wire,
 };
 
@@ -41,7 +42,7 @@ pub enum Input {
         flow: String,
         key: String,
     },
-    /// `archived`: the entries of the DLQ folder that match are in the state already; the action names them by pattern.
+    /// A [`Bulk`](super::decide::Bulk) makes slices of it.
     Requeue {
         ticket: Ticket,
         action: DlqAction,
@@ -121,9 +122,16 @@ pub enum Effect {
     FileEntry {
         entry: Box<DlqEntry>,
     },
-    /// Moves an entry's file to `archive/requeued` or `archive/purged`.
+    /// Moves an entry's file to `archive/requeued`.
     ArchiveEntry {
         entry: Box<DlqEntry>,
+    },
+    /// Moves the files of all dead letters of a run that was ended to `archive/purged`
+    /// ([`purged_entries`](super::decide::purged_entries)); the run is gone from the state.
+    ArchiveRun {
+        run: Box<Run>,
+        flow: Registered,
+        at: Millis,
     },
     /// Answers those who wait for the run.
     RunEnded {

@@ -100,6 +100,7 @@ pub enum Event {
     Stalled {
         run: RunId,
     },
+    /// Unless it succeeded, the dead letters that it still has are purged with it.
     RunEnded {
         run: RunId,
         state: RunState,
@@ -119,6 +120,7 @@ pub enum Event {
         entry: String,
         task: TaskRef,
     },
+    /// An entry was given up; its run ends as failed in the same frame.
     Purged {
         entry: String,
         task: TaskRef,

@@ -244,6 +244,28 @@ impl Run {
         self.task(task).is_some_and(|task| !matches!(task.phase, Phase::Succeeded(_) | Phase::Dead(_)))
     }
 
+    /// The pending dead letter of a task, or of a step that has no task.
+    #[must_use]
+    pub fn letter(&self, task: TaskRef) -> Option<&Letter> {
+        match (self.steps.get(usize::from(task.step))?, task.item) {
+            (StepRun::Faulted(letter), None) => Some(letter),
+            _ => match &self.task(task)?.phase {
+                Phase::Dead(letter) => Some(letter),
+                _ => None,
+            },
+        }
+    }
+
+    #[must_use]
+    pub fn letter_mut(&mut self, task: TaskRef) -> Option<&mut Letter> {
+        match (self.steps.get_mut(usize::from(task.step))?, task.item) {
+            (StepRun::Faulted(letter), None) => Some(letter),
+            (StepRun::Single(single), None) => single.letter_mut(),
+            (StepRun::Fan(fan), Some(item)) => fan.tasks.get_mut(item as usize)?.letter_mut(),
+            _ => None,
+        }
+    }
+
     /// The pending dead letters with their tasks, in the order of the flow.
     pub fn letters(&self) -> impl Iterator<Item = (TaskRef, &Letter)> {
         let run = self.id;
@@ -299,6 +321,13 @@ impl Task {
             suspect: false,
             limited_since: None,
             attempts: Vec::new(),
+        }
+    }
+
+    fn letter_mut(&mut self) -> Option<&mut Letter> {
+        match &mut self.phase {
+            Phase::Dead(letter) => Some(letter),
+            _ => None,
         }
     }
 }

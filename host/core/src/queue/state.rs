@@ -67,6 +67,8 @@ pub struct State {
     /// The segment that takes the events being applied.
     pub segment: u64,
     pub progress: BTreeMap<TaskRef, u8>,
+    /// The run that the newest event ended with dead letters: the files of these are to be archived. Replay drops it.
+    pub purged: Option<Box<Run>>,
     pub refused_reports: u64,
     /// The time of the newest frame: no later one may be smaller.
     pub last_at: Millis,

@@ -83,11 +83,19 @@ impl Client {
     /// # Errors
     /// As [`Client::call`].
     pub fn call_with(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, ClientError> {
+        self.ask(request, fds)?.whole(|| self.more())
+    }
+
+    /// One request and its first answer, which may be a part ([`Reply::is_part`]): then [`Client::more`] has the next.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn ask(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply, ClientError> {
         let sent = self.send(&line_of(request)?, fds);
         self.received(sent)
     }
 
-    /// The answer to the only request that is due.
+    /// The first answer to the only request that is due.
     fn received(&mut self, sent: Result<(), ClientError>) -> Result<Reply, ClientError> {
         match sent {
             // Its end was not written, so it was not taken; the reason may wait to be read.
@@ -100,6 +108,18 @@ impl Client {
                 error => error,
             }),
         }
+    }
+
+    /// The next answer to a request that was taken.
+    ///
+    /// # Errors
+    /// [`ClientError::Closed`] when its supervisor died: some of it was carried out.
+    pub fn more(&mut self) -> Result<Reply, ClientError> {
+        self.receive().map_err(|error| match error {
+            ClientError::Io(error) if is_closed(&error) => ClientError::Closed,
+            ClientError::NotTaken => ClientError::Closed,
+            error => error,
+        })
     }
 
     /// Many requests, sent ahead of their answers; `answered` gets each answer with its request's number, in order.
@@ -144,10 +164,11 @@ impl Client {
 
     /// The next answer of several that are due.
     fn receive_next(&mut self) -> Result<Reply, ClientError> {
-        self.receive().map_err(|error| match error {
+        let first = self.receive().map_err(|error| match error {
             ClientError::Io(error) if is_closed(&error) => ClientError::Closed,
             error => error,
-        })
+        })?;
+        first.whole(|| self.more())
     }
 
     fn send(&mut self, line: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {

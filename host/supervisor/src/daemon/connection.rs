@@ -1,7 +1,7 @@
 //! One client's connection: lines in, answers out in the order of the requests, all of it bounded.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io::{self, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, OwnedFd},
@@ -87,14 +87,30 @@ impl Gate {
 
 /// What reader and writer of a connection share.
 struct State {
-    /// Answers by call that wait for those before them.
-    ready: BTreeMap<u32, Reply>,
+    /// Answers by call that wait for those before them; several of a call that is answered in parts.
+    ready: BTreeMap<u32, VecDeque<Reply>>,
     /// Calls read so far.
     issued: u32,
     /// Calls answered and taken for writing.
     answered: u32,
     /// Nothing more will be read.
     ended: bool,
+}
+
+impl State {
+    /// The next answer in order, when it is there.
+    fn next(&mut self) -> Option<Reply> {
+        let call = self.answered + 1;
+        let waiting = self.ready.get_mut(&call)?;
+        let reply = waiting.pop_front()?;
+        if waiting.is_empty() {
+            self.ready.remove(&call);
+        }
+        if !reply.is_part() {
+            self.answered = call;
+        }
+        Some(reply)
+    }
 }
 
 struct Shared {
@@ -111,7 +127,7 @@ impl Shared {
     }
 
     fn answer(&self, call: u32, reply: Reply) {
-        self.with(|state| state.ready.insert(call, reply));
+        self.with(|state| state.ready.entry(call).or_default().push_back(reply));
         self.work.notify_one();
     }
 }
@@ -254,9 +270,8 @@ async fn write(
         }
         let finished = shared.with(|state| {
             while out.len() < OUT_AHEAD_BYTES
-                && let Some(reply) = state.ready.remove(&(state.answered + 1))
+                && let Some(reply) = state.next()
             {
-                state.answered += 1;
                 serde_json::to_writer(&mut out, &reply)?;
                 out.push(b'\n');
             }

@@ -12,7 +12,7 @@ use std::{
     sync::{Arc, Mutex, mpsc},
     time::Duration,
 };
-use tm_core::api::{ErrorKind, RegisterRequest};
+use tm_core::api::{DlqOutcome, ErrorKind, RegisterRequest};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -264,6 +264,35 @@ fn a_pipeline_that_a_stop_cuts_off_knows_what_was_taken() {
     }
     case.edge.stop();
     assert_eq!(client.join().unwrap(), taken);
+}
+
+#[test]
+fn an_answer_in_parts_comes_as_it_is_given_and_before_the_next_answer() {
+    let case = Case::new();
+    let mut client = case.client();
+    let outcomes = |count: usize| {
+        let outcome =
+            |n| DlqOutcome { entry_id: format!("{n}"), task_id: String::new(), outcome: String::new(), why: None };
+        (0..count).map(outcome).collect::<Vec<_>>()
+    };
+    let lengths = |reply: &Reply| match reply {
+        Reply::DlqSome(some) => (some.len(), true),
+        Reply::DlqDone(last) => (last.len(), false),
+        other => panic!("{other:?}"),
+    };
+    client.send(&[line_of(&show(1)).unwrap(), line_of(&show(2)).unwrap()].concat(), &[]).unwrap();
+    let (first, second) = (case.call().ticket, case.call().ticket);
+    // An answer in parts that has to wait for the one before it.
+    case.edge.reply(second, Reply::DlqSome(outcomes(3)));
+    case.edge.reply(second, Reply::DlqSome(outcomes(2)));
+    case.edge.reply(first, Reply::DlqSome(outcomes(1)));
+    assert_eq!(lengths(&client.receive().unwrap()), (1, true));
+    case.edge.reply(first, Reply::DlqDone(outcomes(0)));
+    assert_eq!(lengths(&client.receive().unwrap()), (0, false));
+    assert_eq!(lengths(&client.more().unwrap()), (3, true));
+    case.edge.reply(second, Reply::DlqDone(outcomes(4)));
+    let rest = client.more().unwrap().whole(|| client.more()).unwrap();
+    assert_eq!(lengths(&rest), (6, false));
 }
 
 #[test]

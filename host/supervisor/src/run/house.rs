@@ -4,15 +4,19 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     os::fd::OwnedFd,
     path::PathBuf,
-    sync::{Arc, mpsc::Sender},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::Sender,
+    },
 };
 
 use tm_core::{
-    api::{ApiError, ErrorKind, Reply, WorkerRow},
+    api::{ApiError, DlqEntry, ErrorKind, Reply, WorkerRow},
     id::{Digest, FlowNo, RunId, TaskRef, WorkerId},
     json::Payload,
     queue::{
-        decide::Runnable,
+        decide::{Runnable, purged_entries},
         effect::{Effect, Input, Outcome, Report, Ticket},
         lanes::{Slot, Want},
         results::Ended,
@@ -46,6 +50,8 @@ use crate::{
 
 /// How long a cancelled attempt may go on before it is stopped.
 const CANCEL_GRACE_MS: u64 = 2_000;
+/// Dead letters whose files wait to be archived: beyond it bulk actions wait.
+const ARCHIVES_MAX: u64 = 256;
 
 pub(super) struct House<D: Disk> {
     pub(super) catalogue: Catalogue,
@@ -60,6 +66,8 @@ pub(super) struct House<D: Disk> {
     pub(super) letters: Dlq<D>,
     /// Writes dead letters' files.
     pub(super) files: Lane,
+    /// Dead letters whose files are still to be archived.
+    pub(super) archives: Arc<AtomicU64>,
     pub(super) happenings: Sender<Happening>,
     /// Variables of this process that the configuration lets tenants have.
     pub(super) host_env: BTreeMap<String, String>,
@@ -113,13 +121,11 @@ impl<D: Disk> Shell for House<D> {
                     }
                 });
             }
-            Effect::ArchiveEntry { entry } => {
-                let letters = self.letters.clone();
-                self.files.give(move || {
-                    if let Err(error) = letters.archive(&entry) {
-                        tracing::warn!(entry = %entry.entry_id, %error, "a dead letter's file cannot be archived");
-                    }
-                });
+            Effect::ArchiveEntry { entry } => self.archive(1, move || std::iter::once(*entry)),
+            // Its entries are made there too: it may have 10,000.
+            Effect::ArchiveRun { run, flow, at } => {
+                let letters = run.letters().count() as u64;
+                self.archive(letters, move || purged_entries(&run, &flow, at).collect::<Vec<_>>());
             }
             Effect::RunEnded { run } => {
                 for ticket in self.waiters.remove(&run).unwrap_or_default() {
@@ -127,6 +133,10 @@ impl<D: Disk> Shell for House<D> {
                 }
             }
         }
+    }
+
+    fn keeps_up(&self) -> bool {
+        self.archives.load(Ordering::Acquire) < ARCHIVES_MAX
     }
 
     fn forgotten(&mut self, run: &FinishedRun) {
@@ -149,6 +159,25 @@ impl<D: Disk> House<D> {
             steps.filter_map(|(flow, step)| state.indexes.lanes.lane(flow, step)).map(|lane| lane.profile).collect();
         let hints: Vec<Want> = profiles.into_iter().map(|profile| Want { profile, ready: 0, since: now }).collect();
         self.wanted(state, &hints, now);
+    }
+
+    /// Archives files of dead letters beside the loop, and calls it when bulk actions may go on.
+    fn archive<E: IntoIterator<Item = DlqEntry>>(&self, count: u64, entries: impl FnOnce() -> E + Send + 'static) {
+        let (letters, happenings, archives) =
+            (self.letters.clone(), self.happenings.clone(), Arc::clone(&self.archives));
+        archives.fetch_add(count, Ordering::AcqRel);
+        self.files.give(move || {
+            for entry in entries() {
+                if let Err(error) = letters.archive(&entry) {
+                    tracing::warn!(entry = %entry.entry_id, %error, "a dead letter's file cannot be archived");
+                }
+            }
+            let before = archives.fetch_sub(count, Ordering::AcqRel);
+            if before >= ARCHIVES_MAX && before - count < ARCHIVES_MAX {
+                // Nobody waits any more when the loop is gone.
+                drop(happenings.send(Happening::CaughtUp));
+            }
+        });
     }
 
     pub(super) fn workers(&self) -> Vec<WorkerRow> {

@@ -13,7 +13,7 @@ use tm_core::{
     id::Digest,
     json::Json,
     queue::{
-        decide::{Runnable, World, decide},
+        decide::{Bulk, Runnable, SLICE_MAX, World, decide},
         effect::{Effect, Input, Ticket},
         results::Ended,
         state::State,
@@ -54,7 +54,7 @@ pub struct Local {
     next: u64,
     /// Tickets whose answers are due, in the order of the requests.
     due: VecDeque<Ticket>,
-    answers: BTreeMap<Ticket, Reply>,
+    answers: BTreeMap<Ticket, VecDeque<Reply>>,
     waiting: usize,
     damaged: Vec<Damage>,
     _locks: Locks,
@@ -88,7 +88,7 @@ impl Local {
     /// When the log failed.
     pub fn call(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<Reply, RunError> {
         self.send(request, fds)?;
-        self.receive()
+        self.receive()?.whole(|| self.receive())
     }
 
     /// Makes a request; its answer comes with [`Local::receive`], in order.
@@ -104,18 +104,24 @@ impl Local {
         if self.waiting >= TOGETHER_MAX { self.turn() } else { Ok(()) }
     }
 
-    /// The answer to the oldest request that was not answered yet.
+    /// The answer to the oldest request that was not answered yet, or the next part of it ([`Reply::is_part`]).
     ///
     /// # Errors
     /// When the log failed, or nothing was asked.
     pub fn receive(&mut self) -> Result<Reply, RunError> {
-        let ticket = self.due.pop_front().ok_or(RunError::Lonely)?;
+        let ticket = *self.due.front().ok_or(RunError::Lonely)?;
         loop {
-            if let Some(reply) = self.answers.remove(&ticket) {
+            if let Some(replies) = self.answers.get_mut(&ticket)
+                && let Some(reply) = replies.pop_front()
+            {
+                if !reply.is_part() {
+                    self.due.pop_front();
+                    self.answers.remove(&ticket);
+                }
                 return Ok(reply);
             }
-            if self.waiting == 0 {
-                // A registration is resolved by a thread of its own.
+            if self.waiting == 0 && !self.session.goes_on() {
+                // A registration is resolved, and files are archived, by threads of their own.
                 let happening = self.inbox.recv().map_err(|_| RunError::Lonely)?;
                 self.session.take(happening)?;
             }
@@ -145,7 +151,9 @@ impl Local {
             }
         }
         self.waiting = 0;
-        self.answers.extend(self.session.house.replies.drain(..));
+        for (ticket, reply) in self.session.house.replies.drain(..) {
+            self.answers.entry(ticket).or_default().push_back(reply);
+        }
         Ok(())
     }
 }
@@ -194,7 +202,19 @@ pub fn preview(
     let blobs = Unwritten(StoredBlobs::new(BlobStore::reading(disk)));
     let sequence = recovery.next_sequence;
     let world = World { policy: &policy, evaluate: &evaluate, blobs: &blobs, results: &results, now, sequence };
-    let step = decide(&mut state, world, input);
+    let step = match Bulk::of(&state, input, SLICE_MAX) {
+        Err(input) => decide(&mut state, world, input),
+        Ok(mut bulk) => loop {
+            bulk.look(&state);
+            if bulk.changes(Ended { state: &state, results: &results, now }) > 0 {
+                return Ok(None);
+            }
+            let step = bulk.slice(&mut state, world);
+            if bulk.is_through() {
+                break step;
+            }
+        },
+    };
     if !step.events.is_empty() {
         return Ok(None);
     }

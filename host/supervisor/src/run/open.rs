@@ -98,6 +98,7 @@ impl<D: Disk> Session<D> {
             blobs: blobs.clone(),
             letters,
             files: Lane::start("tm-files").map_err(RunError::Thread)?,
+            archives: Arc::default(),
             happenings: happenings.clone(),
             host_env: host_env(settings),
             inputs: std::collections::VecDeque::new(),

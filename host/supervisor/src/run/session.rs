@@ -76,6 +76,8 @@ impl<D: Disk> Session<D> {
             }
             Happening::Edge(Incoming::Signal(signal)) => self.signal = Some(signal),
             Happening::Unfiled => self.unfiled = true,
+            // The turn that follows asks the house.
+            Happening::CaughtUp => {}
             Happening::Input(input) => self.reports.push_back(input),
             Happening::Registered { ticket, outcome } => match outcome {
                 Ok(input) => self.requests.push(connection_of(ticket), *input),
@@ -126,6 +128,11 @@ impl<D: Disk> Session<D> {
     /// Whether everything that was taken in is decided.
     pub(super) fn is_settled(&self) -> bool {
         self.reports.is_empty() && self.requests.is_empty() && self.house.inputs.is_empty()
+    }
+
+    /// Whether another turn gets further without a happening.
+    pub(super) fn goes_on(&self) -> bool {
+        !self.is_settled() || (self.turn.has_bulk() && self.house.keeps_up())
     }
 
     /// Dead letters whose files could not be written are filed again once in a while, until the disk takes them.

@@ -342,6 +342,8 @@ impl<D: Disk> Loop<'_, D> {
             }
         }
         self.settle()?;
+        let now = self.clock.now();
+        self.session.turn.break_off(&mut self.session.house, now);
         let state = &self.session.turn.state;
         let leased: Vec<Input> = state
             .indexes

@@ -14,7 +14,7 @@ use tm_core::{
     json::{Json, Payload},
     limits::Limits,
     queue::{
-        decide::Runnable,
+        decide::{Runnable, purged_entries},
         effect::{Effect, Input, Outcome, Report, Ticket},
         lanes::{ProfileNo, Slot, Want},
         policy::Policy,
@@ -93,6 +93,9 @@ impl Shell for Hands {
                 self.inputs.push_back(Input::Filed { entry: entry.entry_id });
             }
             Effect::ArchiveEntry { entry } => self.letters.archive(&entry).unwrap(),
+            Effect::ArchiveRun { run, flow, at } => {
+                purged_entries(&run, &flow, at).for_each(|entry| self.letters.archive(&entry).unwrap());
+            }
             Effect::Reply { .. } | Effect::Cancel { .. } | Effect::RunEnded { .. } => {}
         }
     }

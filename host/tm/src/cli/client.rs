@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tm_core::api::{Reply, Request};
+use tm_core::api::{DlqOutcome, Reply, Request};
 use tm_supervisor::{
     config,
     daemon::{Client, ClientError},
@@ -75,6 +75,19 @@ impl<'a> Session<'a> {
     /// # Errors
     /// As [`Session::open`] and [`Session::ask`].
     pub(crate) fn change(folders: &'a Folders, backend: Option<Backend>, request: &Request) -> Result<Reply, Failure> {
+        Self::change_in_parts(folders, backend, request, &mut in_one)
+    }
+
+    /// As [`Session::change`], for a change of many things: `part` gets what was done as it is done, but for the last.
+    ///
+    /// # Errors
+    /// As [`Session::change`], and those of `part`, which do not end the change.
+    pub(crate) fn change_in_parts(
+        folders: &'a Folders,
+        backend: Option<Backend>,
+        request: &Request,
+        part: Part<'_>,
+    ) -> Result<Reply, Failure> {
         let mut session = Self::open(folders, backend, Need::Read)?;
         if let Way::Reading(options) = &session.way {
             if let Some(reply) = run::preview(options, request, &mut warn_of_damage)? {
@@ -83,7 +96,7 @@ impl<'a> Session<'a> {
             session.way = Way::find(folders, backend, Need::Change)?;
         }
         session.need = Need::Change;
-        session.ask(request)
+        session.ask_in_parts(request, &[], part)
     }
 
     /// One request and its answer; a refusal is an error.
@@ -99,20 +112,35 @@ impl<'a> Session<'a> {
     /// # Errors
     /// As [`Session::ask`].
     pub(crate) fn ask_with(&mut self, request: &Request, files: &[File]) -> Result<Reply, Failure> {
+        self.ask_in_parts(request, files, &mut in_one)
+    }
+
+    fn ask_in_parts(&mut self, request: &Request, files: &[File], part: Part<'_>) -> Result<Reply, Failure> {
         loop {
             let error = match &mut self.way {
                 Way::Served(client) => {
                     let descriptors: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
-                    match client.call_with(request, &descriptors) {
-                        Ok(reply) => return accepted(reply),
-                        Err(error) => error,
+                    let mut answer = client.ask(request, &descriptors);
+                    loop {
+                        match answer {
+                            Ok(Reply::DlqSome(outcomes)) => part(outcomes)?,
+                            Ok(reply) => return accepted(reply),
+                            Err(error) => break error,
+                        }
+                        answer = client.more();
                     }
                 }
                 Way::Writing(local) => {
                     let own = files.iter().map(|file| file.try_clone().map(Into::into)).collect::<Result<_, _>>();
                     let own = own
                         .map_err(|error| Failure::failed(format!("cannot pass the components: {}", reason(&error))))?;
-                    return accepted(local.call(request.clone(), own)?);
+                    local.send(request.clone(), own)?;
+                    loop {
+                        match local.receive()? {
+                            Reply::DlqSome(outcomes) => part(outcomes)?,
+                            reply => return accepted(reply),
+                        }
+                    }
                 }
                 Way::Reading(options) => return accepted(run::read_only(options, request, &mut warn_of_damage)?),
             };
@@ -168,6 +196,14 @@ impl<'a> Session<'a> {
         self.way = Way::find(self.folders, self.backend, self.need)?;
         Ok(())
     }
+}
+
+/// Takes the parts of an answer ([`Reply::DlqSome`]) as they come.
+pub(crate) type Part<'p> = &'p mut dyn FnMut(Vec<DlqOutcome>) -> Result<(), Failure>;
+
+/// For requests that have one answer.
+fn in_one(outcomes: Vec<DlqOutcome>) -> Result<(), Failure> {
+    Err(Failure::unexpected("a request with one answer", &Reply::DlqSome(outcomes)))
 }
 
 /// Whether a request does the same when it is made twice.

@@ -5,6 +5,7 @@
 //! of it is visible outside before the frame is synced (I1). There is no other way to a mutation than [`Desk::fact`].
 
 mod advance;
+mod bulk;
 mod compact;
 mod enqueue;
 mod finish;
@@ -12,11 +13,16 @@ mod lease;
 mod operate;
 mod pattern;
 
+pub use bulk::{Bulk, SLICE_MAX, no_room, stopping};
 pub use compact::{Sweep, results_dropped, results_kept};
 pub use lease::{Runnable, lease};
 pub use operate::changes;
 
-use alloc::{boxed::Box, string::String, vec::Vec};
+use alloc::{
+    boxed::Box,
+    string::{String, ToString},
+    vec::Vec,
+};
 
 use crate::{
     api::{ApiError, DlqEntry, ErrorKind, TaskError},
@@ -28,8 +34,8 @@ use crate::{
         event::Event,
         policy::Policy,
         results::{Ended, Results},
-        run::Letter,
-        state::State,
+        run::{Letter, Run},
+        state::{Registered, State},
     },
     time::Millis,
 };
@@ -80,14 +86,22 @@ impl<'a> Desk<'a> {
 
 /// Decides what follows from one input.
 pub fn decide(state: &mut State, world: World<'_>, input: Input) -> Step {
+    let input = match Bulk::of(state, input, SLICE_MAX) {
+        Ok(bulk) => {
+            let mut desk = Desk::new(state, world);
+            bulk.whole(&mut desk);
+            return desk.done();
+        }
+        Err(input) => input,
+    };
     let mut desk = Desk::new(state, world);
     match input {
         Input::Register { ticket, tenant, def, warnings } => desk.register(ticket, tenant, def, warnings),
         Input::Enqueue { ticket, request, input } => desk.enqueue(ticket, &request, input),
         Input::Cancel { ticket, id } => desk.cancel(ticket, &id),
         Input::ForgetKey { ticket, tenant, flow, key } => desk.forget_key(ticket, &tenant, flow, key),
-        Input::Requeue { ticket, action } => desk.requeue(ticket, &action),
-        Input::Purge { ticket, action } => desk.purge(ticket, &action),
+        // [`Bulk::of`] has taken them.
+        Input::Requeue { .. } | Input::Purge { .. } => {}
         Input::Report { from, report } => desk.report(from, *report),
         Input::Progress { from, task, attempt, percent } => desk.progress(from, task, attempt, percent),
         Input::WorkerGone { worker } => desk.worker_gone(worker),
@@ -140,18 +154,27 @@ pub(crate) fn refusal(kind: ErrorKind, message: String) -> ApiError {
 /// The dead letter of a task.
 #[must_use]
 pub fn letter_of(state: &State, task: TaskRef) -> Option<&Letter> {
-    state.runs.get(&task.run)?.letters().find(|(found, _)| *found == task).map(|(_, letter)| letter)
+    state.runs.get(&task.run)?.letter(task)
 }
 
 /// A task's dead letter as its entry file holds it.
 #[must_use]
 pub fn entry_of(state: &State, task: TaskRef, as_state: &str, consumed_at: Option<Millis>) -> Option<DlqEntry> {
-    let letter = letter_of(state, task)?;
-    let flow = state.flow_of(state.runs.get(&task.run)?)?;
-    Some(DlqEntry {
+    let run = state.runs.get(&task.run)?;
+    Some(entry(state.flow_of(run)?, task, run.letter(task)?, as_state, consumed_at))
+}
+
+/// The entries of a run that was ended with dead letters ([`Effect::ArchiveRun`]), as their files are to hold them.
+pub fn purged_entries<'a>(run: &'a Run, flow: &'a Registered, at: Millis) -> impl Iterator<Item = DlqEntry> + 'a {
+    run.letters().map(move |(task, letter)| entry(flow, task, letter, "purged", Some(at)))
+}
+
+fn entry(flow: &Registered, task: TaskRef, letter: &Letter, as_state: &str, consumed_at: Option<Millis>) -> DlqEntry {
+    let step = flow.def.steps.get(usize::from(task.step));
+    DlqEntry {
         entry_id: letter.entry.clone(),
         run_id: task.run,
-        task_id: state.task_name(task),
+        task_id: step.map_or_else(|| task.name(&task.step.to_string()), |step| task.name(&step.id)),
         flow_id: flow.def.id.clone(),
         tenant: (*flow.tenant).into(),
         attempt: letter.attempt,
@@ -160,7 +183,7 @@ pub fn entry_of(state: &State, task: TaskRef, as_state: &str, consumed_at: Optio
         state: as_state.into(),
         consumed_at,
         error: error_of(letter),
-    })
+    }
 }
 
 /// A dead letter's error as people and tools see it.

@@ -1,6 +1,7 @@
 //! The rules of the queue, one behaviour each, on a bench that records every frame.
 
 mod attempts;
+mod bulk;
 mod compaction;
 mod flows;
 mod keys;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tm_core::{
-    api::{DlqAction, DlqFilter, DlqOutcome, Reply, Request},
+    api::{DlqAction, DlqFilter, DlqOutcome, ErrorKind, Reply, Request},
     time::Millis,
 };
 
@@ -16,6 +16,9 @@ use crate::cli::{
     exit::{End, Failure, Outcome},
     render,
 };
+
+/// Purges that are asked for ahead of their answers.
+const ASKED_AT_ONCE: usize = 4096;
 
 /// `tm dlq ls`: JSON lines, newest first.
 pub(crate) fn ls(args: DlqLsArgs) -> Outcome {
@@ -54,28 +57,57 @@ pub(crate) fn show(args: DlqShowArgs) -> Outcome {
 
 /// `tm dlq requeue`.
 pub(crate) fn requeue(args: &DlqActionArgs) -> Outcome {
-    let request = Request::DlqRequeue(action(args, &args.pattern, args.dry_run));
-    let outcomes = done(Session::change(&args.folders, args.backend.queue, &request)?)?;
-    print(&outcomes, args)
+    change(args, &Request::DlqRequeue(action(args, &args.pattern, args.dry_run)))
 }
 
 /// `tm dlq purge`: asks first, and then purges what it has shown and no more.
 pub(crate) fn purge(args: &DlqActionArgs) -> Outcome {
-    let change = |dry_run| {
-        let request = Request::DlqPurge(action(args, &args.pattern, dry_run));
-        done(Session::change(&args.folders, args.backend.queue, &request)?)
-    };
     if args.dry_run || args.yes {
-        return print(&change(args.dry_run)?, args);
+        return change(args, &Request::DlqPurge(action(args, &args.pattern, args.dry_run)));
     }
-    let shown = change(true)?;
+    let mut shown = Vec::new();
+    let request = Request::DlqPurge(action(args, &args.pattern, true));
+    let mut part = |mut outcomes: Vec<DlqOutcome>| {
+        shown.append(&mut outcomes);
+        Ok(())
+    };
+    let last = done(Session::change_in_parts(&args.folders, args.backend.queue, &request, &mut part)?)?;
+    shown.extend(last);
     confirm(&shown)?;
     let mut session = Session::open(&args.folders, args.backend.queue, Need::Change)?;
-    let mut outcomes = Vec::with_capacity(shown.len());
-    for entry in &shown {
-        outcomes.extend(done(session.ask(&Request::DlqPurge(action(args, &entry.entry_id, false)))?)?);
+    let mut printed = Printed::new(args);
+    for some in shown.chunks(ASKED_AT_ONCE) {
+        let purge = |shown: &DlqOutcome| Request::DlqPurge(action(args, &shown.entry_id, false));
+        let requests: Vec<_> = some.iter().map(purge).collect();
+        let mut replies = Vec::new();
+        let asked = session.ask_all(&requests, &mut replies);
+        for (shown, reply) in some.iter().zip(replies) {
+            printed.print(&purged(shown, reply)?)?;
+        }
+        asked?;
     }
-    print(&outcomes, args)
+    printed.end()
+}
+
+/// What became of an entry that was shown: somebody else may have taken it since.
+fn purged(shown: &DlqOutcome, reply: Reply) -> Result<Vec<DlqOutcome>, Failure> {
+    match reply {
+        Reply::Error(error) if error.kind == ErrorKind::Failed => {
+            let why = Some("no longer pending".to_owned());
+            Ok(vec![DlqOutcome { outcome: "skipped".into(), why, ..shown.clone() }])
+        }
+        Reply::Error(error) => Err(error.into()),
+        reply => done(reply),
+    }
+}
+
+/// Asks for a change of many entries and prints what was done as it is done.
+fn change(args: &DlqActionArgs, request: &Request) -> Outcome {
+    let mut printed = Printed::new(args);
+    let mut part = |outcomes: Vec<DlqOutcome>| printed.print(&outcomes);
+    let last = Session::change_in_parts(&args.folders, args.backend.queue, request, &mut part)?;
+    printed.print(&done(last)?)?;
+    printed.end()
 }
 
 fn action(args: &DlqActionArgs, pattern: &str, dry_run: bool) -> DlqAction {
@@ -110,19 +142,36 @@ fn confirm(shown: &[DlqOutcome]) -> Result<(), Failure> {
     Err(Failure::failed("not confirmed: nothing was purged").hint("type the word purge, or pass --yes"))
 }
 
-/// `requeued ENTRY -> task ID`, `purged ENTRY`, `skipped ENTRY (why)`; exit 1 when nothing was done.
-fn print(outcomes: &[DlqOutcome], args: &DlqActionArgs) -> Outcome {
-    let mut out = BufWriter::new(io::stdout().lock());
-    for outcome in outcomes {
-        if args.json.json {
-            render::json_line(&mut out, outcome)?;
-        } else {
-            writeln!(out, "{}", line(outcome))?;
-        }
+/// Prints `requeued ENTRY -> task ID`, `purged ENTRY`, `skipped ENTRY (why)`.
+struct Printed {
+    json: bool,
+    entries: usize,
+    skipped: usize,
+}
+
+impl Printed {
+    fn new(args: &DlqActionArgs) -> Self {
+        Self { json: args.json.json, entries: 0, skipped: 0 }
     }
-    out.flush()?;
-    let all_skipped = !outcomes.is_empty() && outcomes.iter().all(|outcome| outcome.outcome == "skipped");
-    Ok(if all_skipped { End::Failed } else { End::Done })
+
+    fn print(&mut self, outcomes: &[DlqOutcome]) -> Result<(), Failure> {
+        let mut out = BufWriter::new(io::stdout().lock());
+        for outcome in outcomes {
+            if self.json {
+                render::json_line(&mut out, outcome)?;
+            } else {
+                writeln!(out, "{}", line(outcome))?;
+            }
+            self.entries += 1;
+            self.skipped += usize::from(outcome.outcome == "skipped");
+        }
+        Ok(out.flush()?)
+    }
+
+    /// Exit 1 when nothing was done.
+    fn end(self) -> Outcome {
+        Ok(if self.entries > 0 && self.skipped == self.entries { End::Failed } else { End::Done })
+    }
 }
 
 fn line(outcome: &DlqOutcome) -> String {
