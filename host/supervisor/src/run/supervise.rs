@@ -8,7 +8,7 @@ use std::{
 };
 
 use tm_core::{
-    api::{Reply, RunState},
+    api::Reply,
     queue::effect::{Input, Ticket},
     time::Millis,
 };
@@ -20,7 +20,7 @@ use crate::{
     daemon::{Edge, Signal, edge::connection_of, listen, pid_file},
     store::{
         disk::{Disk, RealDisk},
-        idempotency::{KeyFile, KeyRow, ROWS_MAX},
+        idempotency::KeyFile,
         lock::{Locks, Role},
     },
     workers::PoolEvent,
@@ -97,8 +97,6 @@ struct Loop<'a, D: Disk> {
     inbox: Receiver<Happening>,
     clock: Clock,
     keys: KeyFile<D>,
-    /// Keys and ended runs when the file of keys was noted last.
-    keys_seen: Option<(usize, u64)>,
     /// When the loop was last done waiting.
     awake_since: Instant,
 }
@@ -121,16 +119,8 @@ fn serve<D: Disk>(
     let listener = listen::bind(socket_folder)?;
     let calls = sender.clone();
     let edge = Edge::start(listener, true, move |incoming| drop(calls.send(Happening::Edge(incoming))))?;
-    let mut running = Loop {
-        options,
-        session,
-        edge,
-        inbox,
-        clock,
-        keys: KeyFile::new(disk),
-        keys_seen: None,
-        awake_since: Instant::now(),
-    };
+    let mut running =
+        Loop { options, session, edge, inbox, clock, keys: KeyFile::new(disk), awake_since: Instant::now() };
     let not_loaded = running.load_folder()?;
     running.wait_for_workers()?;
     let rows = running.session.house.workers();
@@ -157,7 +147,8 @@ impl<D: Disk> Loop<'_, D> {
             let mut due = self.session.turn(&mut self.clock)?;
             self.answer();
             let now = self.clock.now();
-            due = [due, self.write_keys(now)].into_iter().flatten().min();
+            let keys = self.keys.turn(now, &self.session.turn.state);
+            due = [due, keys].into_iter().flatten().min();
             match self.session.signal {
                 None => {}
                 Some(Signal::Stop) => return self.stop(),
@@ -285,35 +276,6 @@ impl<D: Disk> Loop<'_, D> {
             self.answer();
         }
         Ok(())
-    }
-
-    /// The derived file of keys, while keys change.
-    fn write_keys(&mut self, now: Millis) -> Option<Millis> {
-        let state = &self.session.turn.state;
-        let seen = (state.keys.len(), state.totals.runs_succeeded + state.totals.runs_failed);
-        if state.keys.is_empty() && self.keys_seen.is_none() {
-            return None;
-        }
-        if self.keys_seen != Some(seen) {
-            self.keys_seen = Some(seen);
-            self.keys.note();
-        }
-        let due = self.keys.due_at()?;
-        if now < due {
-            return Some(due);
-        }
-        let mut rows: Vec<_> = state.keys.iter().collect();
-        rows.sort_by_key(|(_, run)| std::cmp::Reverse(**run));
-        let rows = rows.into_iter().take(ROWS_MAX).map(|((tenant, flow_id, key), run)| KeyRow {
-            tenant: tenant.to_string(),
-            flow_id: flow_id.clone(),
-            key: key.clone(),
-            run_id: *run,
-            state: state.runs.get(run).map_or(RunState::Succeeded, |run| run.state),
-            expires_at: state.finished.get(run).map(|run| run.expires_at),
-        });
-        self.keys.write(now, rows);
-        None
     }
 
     /// Decides and answers everything that was taken in.

@@ -1,64 +1,149 @@
 //! `idempotency.json`: the newest keys, for people and tools. Derived from the log, never read back.
+//!
+//! It is made over several turns of the loop, each of which looks at a bounded number of keys: a queue may hold a
+//! million. So it tells of no one moment; each row was true when it was written.
+
+use std::{
+    collections::BTreeMap,
+    ops::Bound::{Excluded, Unbounded},
+};
 
 use serde::Serialize;
-use tm_core::{api::RunState, id::RunId, time::Millis};
+use tm_core::{
+    api::RunState,
+    id::RunId,
+    queue::state::{KeyName, State},
+    time::Millis,
+};
 
 use super::disk::{Disk, Later};
 
 const PATH: &str = "idempotency/idempotency.json";
 /// Keys in the file, at most.
-pub const ROWS_MAX: usize = 10_000;
-/// While keys change, the file is written at most this often.
-pub const EVERY_MS: u64 = 30_000;
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct KeyRow {
-    pub tenant: String,
-    pub flow_id: String,
-    pub key: String,
-    pub run_id: RunId,
-    pub state: RunState,
-    /// When the key is free again; none while the run is unfinished.
-    pub expires_at: Option<Millis>,
-}
+const ROWS_MAX: usize = 10_000;
+/// While keys change, the file is made at most this often.
+const EVERY_MS: u64 = 30_000;
+/// Keys that one turn looks at: below half a millisecond.
+const LOOKS_PER_TURN: usize = 4096;
+/// Rows that one turn writes: about as much.
+const ROWS_PER_TURN: usize = 512;
 
 #[derive(Serialize)]
-struct Snapshot {
-    written_at: Millis,
-    keys: Vec<KeyRow>,
+struct Row<'a> {
+    tenant: &'a str,
+    flow_id: &'a str,
+    key: &'a str,
+    run_id: RunId,
+    state: RunState,
+    /// When the key is free again; none while the run is unfinished.
+    expires_at: Option<Millis>,
 }
 
 pub struct KeyFile<D: Disk> {
     disk: D,
-    changed: bool,
-    written_at: Option<Millis>,
+    /// Keys, and runs that ended, when the file was begun last.
+    seen: Option<(usize, u64)>,
+    begun_at: Option<Millis>,
+    making: Option<Making>,
+}
+
+/// A file that is being made.
+enum Making {
+    /// The newest keys among those up to the last one looked at.
+    Looking {
+        last: Option<KeyName>,
+        newest: BTreeMap<RunId, KeyName>,
+    },
+    Writing {
+        rest: BTreeMap<RunId, KeyName>,
+        bytes: Vec<u8>,
+    },
 }
 
 impl<D: Disk> KeyFile<D> {
     #[must_use]
     pub const fn new(disk: D) -> Self {
-        Self { disk, changed: true, written_at: None }
+        Self { disk, seen: None, begun_at: None, making: None }
     }
 
-    /// A key was taken, ended or forgotten.
-    pub const fn note(&mut self) {
-        self.changed = true;
+    /// Goes on with the file, or begins it when keys have changed and it is time. The disk gets it in the background.
+    ///
+    /// Returns when to come again although nothing happened.
+    pub fn turn(&mut self, now: Millis, state: &State) -> Option<Millis> {
+        if self.making.is_none() {
+            let seen = (state.keys.len(), state.totals.runs_succeeded + state.totals.runs_failed);
+            if self.seen == Some(seen) || (self.seen.is_none() && state.keys.is_empty()) {
+                return None;
+            }
+            let due = self.begun_at.map_or(Millis(0), |begun| begun.plus(EVERY_MS));
+            if now < due {
+                return Some(due);
+            }
+            (self.seen, self.begun_at) = (Some(seen), Some(now));
+        }
+        let making = self.making.take().unwrap_or(Making::Looking { last: None, newest: BTreeMap::new() });
+        self.making = self.go_on(making, now, state);
+        self.making.is_some().then_some(now)
     }
 
-    /// When the file is to be written next; none while nothing changed.
-    #[must_use]
-    pub fn due_at(&self) -> Option<Millis> {
-        self.changed.then(|| self.written_at.map_or(Millis(0), |at| at.plus(EVERY_MS)))
+    fn go_on(&self, making: Making, now: Millis, state: &State) -> Option<Making> {
+        match making {
+            Making::Looking { last, mut newest } => {
+                let from = last.as_ref().map_or(Unbounded, Excluded);
+                let mut keys = state.keys.range::<KeyName, _>((from, Unbounded));
+                let mut last = None;
+                for (name, &run) in keys.by_ref().take(LOOKS_PER_TURN) {
+                    last = Some(name);
+                    if newest.len() < ROWS_MAX || newest.first_key_value().is_some_and(|(oldest, _)| run > *oldest) {
+                        newest.insert(run, name.clone());
+                    }
+                    if newest.len() > ROWS_MAX {
+                        newest.pop_first();
+                    }
+                }
+                Some(match last.filter(|_| keys.next().is_some()) {
+                    Some(last) => Making::Looking { last: Some(last.clone()), newest },
+                    None => Making::Writing {
+                        rest: newest,
+                        bytes: format!(r#"{{"written_at":{},"keys":["#, now.0).into_bytes(),
+                    },
+                })
+            }
+            Making::Writing { mut rest, mut bytes } => {
+                for _ in 0..ROWS_PER_TURN {
+                    let Some((run, name)) = rest.pop_last() else { break };
+                    write_row(state, run, &name, &mut bytes);
+                }
+                if !rest.is_empty() {
+                    return Some(Making::Writing { rest, bytes });
+                }
+                bytes.extend_from_slice(b"]}\n");
+                self.disk.later(Later::Derive { path: PATH.into(), bytes });
+                None
+            }
+        }
     }
+}
 
-    /// Writes the file in the background; takes at most [`ROWS_MAX`] rows.
-    pub fn write(&mut self, now: Millis, newest_first: impl Iterator<Item = KeyRow>) {
-        let snapshot = Snapshot { written_at: now, keys: newest_first.take(ROWS_MAX).collect() };
-        let mut bytes = serde_json::to_vec(&snapshot).unwrap_or_default();
-        bytes.push(b'\n');
-        self.disk.later(Later::Derive { path: PATH.into(), bytes });
-        (self.changed, self.written_at) = (false, Some(now));
+/// Nothing when the key was freed meanwhile.
+fn write_row(state: &State, run: RunId, name: &KeyName, bytes: &mut Vec<u8>) {
+    if state.keys.get(name) != Some(&run) {
+        return;
     }
+    let (tenant, flow_id, key) = name;
+    let row = Row {
+        tenant,
+        flow_id,
+        key,
+        run_id: run,
+        state: state.runs.get(&run).map_or(RunState::Succeeded, |run| run.state),
+        expires_at: state.finished.get(&run).map(|run| run.expires_at),
+    };
+    if bytes.last() != Some(&b'[') {
+        bytes.push(b',');
+    }
+    // A row has nothing that JSON cannot say.
+    let _ = serde_json::to_writer(bytes, &row);
 }
 
 #[cfg(test)]
@@ -68,25 +153,67 @@ mod tests {
         *,
     };
 
+    fn state(keys: std::ops::Range<u32>) -> State {
+        let mut state = State::default();
+        for n in keys {
+            // Names in another order than ages.
+            let name = format!("{:010}", n.wrapping_mul(2_654_435_761));
+            state.keys.insert(("default".into(), "f".into(), name), RunId(n.into()));
+        }
+        state
+    }
+
+    /// Turns until nothing is left to do at `now`; how many that took.
+    fn make(file: &mut KeyFile<MemDisk>, now: u64, state: &State) -> usize {
+        let mut turns = 1;
+        while file.turn(Millis(now), state) == Some(Millis(now)) {
+            turns += 1;
+        }
+        turns
+    }
+
+    fn read(disk: &MemDisk) -> serde_json::Value {
+        serde_json::from_slice(&read_whole(disk, PATH, 1 << 30).unwrap()).unwrap()
+    }
+
     #[test]
-    fn the_file_is_bounded_and_written_at_most_every_thirty_seconds() {
+    fn the_newest_keys_are_written_in_slices_newest_first() {
         let disk = MemDisk::default();
         let mut file = KeyFile::new(disk.clone());
-        assert_eq!(file.due_at(), Some(Millis(0)));
-        let row = |n: u32| KeyRow {
-            tenant: "default".into(),
-            flow_id: "f".into(),
-            key: n.to_string(),
-            run_id: RunId(n.into()),
-            state: RunState::Active,
-            expires_at: None,
-        };
-        file.write(Millis(1000), (0..20_000).map(row));
-        assert_eq!(file.due_at(), None);
-        file.note();
-        assert_eq!(file.due_at(), Some(Millis(31_000)));
-        let json: serde_json::Value = serde_json::from_slice(&read_whole(&disk, PATH, 1 << 30).unwrap()).unwrap();
-        assert_eq!(json["keys"].as_array().unwrap().len(), ROWS_MAX);
-        assert_eq!(json["keys"][0]["key"], "0");
+        let turns = make(&mut file, 1000, &state(0..25_000));
+        assert_eq!(turns, 25_000_usize.div_ceil(LOOKS_PER_TURN) + ROWS_MAX.div_ceil(ROWS_PER_TURN));
+        let json = read(&disk);
+        let keys = json["keys"].as_array().unwrap();
+        assert_eq!((keys.len(), json["written_at"].as_u64()), (ROWS_MAX, Some(1000)));
+        for (row, run) in keys.iter().zip((0..25_000_u128).rev()) {
+            assert_eq!(row["run_id"], RunId(run).to_string());
+        }
+    }
+
+    #[test]
+    fn while_keys_change_the_file_is_made_every_thirty_seconds() {
+        let disk = MemDisk::default();
+        let mut file = KeyFile::new(disk.clone());
+        assert_eq!(file.turn(Millis(1000), &State::default()), None);
+        make(&mut file, 1000, &state(0..1));
+        assert_eq!(file.turn(Millis(2000), &state(0..1)), None);
+        assert_eq!(file.turn(Millis(3000), &state(0..2)), Some(Millis(31_000)));
+        assert_eq!(read(&disk)["keys"].as_array().unwrap().len(), 1);
+        make(&mut file, 31_000, &state(0..2));
+        assert_eq!(read(&disk)["keys"].as_array().unwrap().len(), 2);
+        make(&mut file, 70_000, &state(0..0));
+        assert_eq!(read(&disk)["keys"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn a_key_that_is_freed_between_two_slices_is_left_out() {
+        let disk = MemDisk::default();
+        let mut file = KeyFile::new(disk.clone());
+        let mut state = state(0..3);
+        assert_eq!(file.turn(Millis(5), &state), Some(Millis(5)));
+        state.keys.retain(|_, run| run.0 != 2);
+        make(&mut file, 5, &state);
+        let runs: Vec<_> = read(&disk)["keys"].as_array().unwrap().iter().map(|row| row["run_id"].clone()).collect();
+        assert_eq!(runs, [RunId(1).to_string(), RunId(0).to_string()]);
     }
 }

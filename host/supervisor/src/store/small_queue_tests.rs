@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, ops::ControlFlow};
 
 use tm_core::{
-    api::{DlqAction, EnqueueRequest, RunState},
+    api::{DlqAction, EnqueueRequest},
     backoff::RetryPolicy,
     code::Class,
     flow::{
@@ -30,7 +30,7 @@ use super::{
     blobs::BlobStore,
     disk::{Disk, How, Kind, MemDisk, read_whole},
     dlq::{Dlq, Place},
-    idempotency::{KeyFile, KeyRow},
+    idempotency::KeyFile,
     log::{Fsync, Log, LogOptions},
 };
 use crate::{
@@ -208,15 +208,8 @@ pub(crate) fn make() -> MemDisk {
         Input::Purge { ticket: Ticket(0), action: action(1) },
     );
     settle(&mut turn, &disk, &mut now, [requeue, purge]);
-    let rows = turn.state.keys.iter().map(|((tenant, flow_id, key), run)| KeyRow {
-        tenant: tenant.to_string(),
-        flow_id: flow_id.clone(),
-        key: key.clone(),
-        run_id: *run,
-        state: RunState::Succeeded,
-        expires_at: None,
-    });
-    KeyFile::new(disk.clone()).write(now, rows);
+    let mut keys = KeyFile::new(disk.clone());
+    while keys.turn(now, &turn.state) == Some(now) {}
     turn.close().unwrap();
     for place in [Place::Pending, Place::Requeued, Place::Purged] {
         let mut some = false;
