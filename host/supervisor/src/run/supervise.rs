@@ -147,7 +147,7 @@ impl<D: Disk> Loop<'_, D> {
             let mut due = self.session.turn(&mut self.clock)?;
             self.answer();
             let now = self.clock.now();
-            let keys = self.keys.turn(now, &self.session.turn.state);
+            let keys = self.keys.turn(self.session.turn.ended(now));
             due = [due, keys].into_iter().flatten().min();
             match self.session.signal {
                 None => {}

@@ -209,7 +209,7 @@ pub(crate) fn make() -> MemDisk {
     );
     settle(&mut turn, &disk, &mut now, [requeue, purge]);
     let mut keys = KeyFile::new(disk.clone());
-    while keys.turn(now, &turn.state) == Some(now) {}
+    while keys.turn(turn.ended(now)) == Some(now) {}
     turn.close().unwrap();
     for place in [Place::Pending, Place::Requeued, Place::Purged] {
         let mut some = false;
