@@ -15,7 +15,7 @@ use tm_supervisor::store::{
     recover,
 };
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Task {
     last: Attempt,
     live: bool,
@@ -24,8 +24,8 @@ pub(crate) struct Task {
     pub(crate) output: Option<Payload>,
 }
 
-/// A queue's log from its first record on, without compaction.
-#[derive(Debug, Default)]
+/// A queue's log from its first record on.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct History {
     /// Every run, with how it ended.
     pub(crate) runs: BTreeMap<RunId, Option<RunState>>,
@@ -45,11 +45,18 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Reads the log and changes nothing. Damage and a broken rule fail the test; a torn tail is neither.
-    pub(crate) fn read(roots: &Roots) -> Self {
+    /// Reads the log and changes nothing. Damage and a broken rule fail the test; a torn tail is neither. A clean stop may have
+    /// compacted the log, right after `before` was read.
+    pub(crate) fn read_after(roots: &Roots, before: &Self) -> Self {
         let disk = RealDisk::existing(roots).expect("the queue's folders");
-        let mut history = Self::default();
-        let found = recover::read(&disk, &mut |frame, _| history.frame(&frame)).expect("a log");
+        let (mut whole, mut after, mut compacted) = (Self::default(), before.clone(), false);
+        let found = recover::read(&disk, &mut |frame, _| {
+            compacted |= frame.events.iter().any(|event| matches!(event, Event::TotalsSnapshot(_)));
+            whole.frame(&frame);
+            after.frame(&frame);
+        });
+        let found = found.expect("a log");
+        let mut history = if compacted { after } else { whole };
         assert!(found.damaged.is_empty(), "the log is damaged: {:?}", found.damaged);
         history.cut_bytes = found.cut_bytes;
         assert!(history.faults.is_empty(), "the log breaks rules:\n{}", history.faults.join("\n"));
@@ -110,6 +117,7 @@ impl History {
             | Event::StepReady { .. }
             | Event::Stalled { .. }
             | Event::ResultsKept(_)
+            | Event::TotalsSnapshot(_)
             | Event::Filed { .. } => {}
             other => self.rule(false, || format!("no history of these tests has {other:?}")),
         }

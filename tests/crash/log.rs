@@ -12,9 +12,9 @@ use tm_supervisor::store::{disk::Roots, segment};
 
 use crate::{client::input_of, history::History};
 
-/// Reads the log, which is well so far.
-pub(crate) fn read(roots: &Roots) -> History {
-    let history = History::read(roots);
+/// Reads the log, which is well so far, and was compacted after `compacted` was read, if at all.
+pub(crate) fn read(roots: &Roots, compacted: &History) -> History {
+    let history = History::read_after(roots, compacted);
     let keys: BTreeMap<_, _> = history.keys.iter().map(|(key, run)| (run, key)).collect();
     for (run, end) in &history.runs {
         assert!(end.is_none_or(|end| end == RunState::Succeeded), "run {run} ended as {end:?}");
@@ -36,6 +36,13 @@ pub(crate) fn assert_done(history: &History) {
     history.assert_done();
     let done = history.tasks.values().filter(|task| task.output.is_some()).count();
     assert_eq!(done, history.runs.len(), "every run has one task, which succeeds once");
+}
+
+/// The number of the oldest segment: compaction raises it.
+pub(crate) fn oldest_segment(roots: &Roots) -> u64 {
+    let names = fs::read_dir(&roots.queue).expect("the queue").flatten();
+    let numbers = names.filter_map(|entry| segment::number(&entry.file_name().into_string().ok()?));
+    numbers.min().expect("a segment")
 }
 
 /// Sees the moment at which the log's active segment was written to.

@@ -228,7 +228,7 @@ impl Round {
                 });
             }
             trial.home.tm(&["queue", "verify"]);
-            let history = log::read(&trial.home.roots());
+            let history = log::read(&trial.home.roots(), &trial.compacted);
             let acked: BTreeSet<_> =
                 clients.iter().flat_map(|client| recorded(&client.plan.acks).acks).map(|(key, _)| key).collect();
             let gone: Vec<_> = acked.iter().filter(|&key| !history.keys.contains_key(key)).collect();

@@ -11,6 +11,7 @@ use tm_supervisor::daemon::Client;
 
 use crate::{
     client::request_of,
+    history::History,
     house::{Home, Supervisor, eventually},
     log,
 };
@@ -27,13 +28,15 @@ pub(crate) struct Trial {
     pub(crate) home: Home,
     /// Everything that clients recorded, over all rounds of this queue.
     acked: BTreeMap<String, RunId>,
-    /// What the log held at the end of the last round.
+    /// What the log held when a clean stop compacted it last.
+    pub(crate) compacted: History,
+    /// What it held at the end of the last round.
     before: Count,
 }
 
 impl Trial {
     pub(crate) fn new() -> Self {
-        Self { home: Home::new(), acked: BTreeMap::new(), before: Count::default() }
+        Self { home: Home::new(), acked: BTreeMap::new(), compacted: History::default(), before: Count::default() }
     }
 
     /// The keys of the rounds before this one.
@@ -55,10 +58,15 @@ impl Trial {
         eventually("the queue is empty", || supervisor.stats(&self.home).depth == 0);
         self.duplicates(keys);
         let (succeeded, totals) = self.totals();
+        // The stop may compact the log.
+        let history = log::read(&self.home.roots(), &self.compacted);
+        let oldest = log::oldest_segment(&self.home.roots());
         supervisor.stop(&self.home);
+        if log::oldest_segment(&self.home.roots()) > oldest {
+            self.compacted = history.clone();
+        }
 
         self.home.tm(&["queue", "verify"]);
-        let history = log::read(&self.home.roots());
         log::assert_done(&history);
         assert_eq!(history.keys, self.acked, "the log holds other runs than those that were acknowledged");
         assert_eq!(succeeded, self.acked.len() as u64, "runs that succeeded: {totals}");

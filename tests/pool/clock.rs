@@ -194,7 +194,7 @@ fn a_wall_that_jumps_moves_what_was_set_by_it_and_nothing_else() {
     pool.stop();
 
     assert_eq!(home.tm(&["queue", "verify"]).code, Some(0));
-    let history = History::read(&Roots::below(&home.path("data")));
+    let history = History::read_after(&Roots::below(&home.path("data")), &History::default());
     history.assert_done();
     assert_eq!(history.lost, 0);
 }

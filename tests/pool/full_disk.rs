@@ -87,7 +87,7 @@ fn fill_and_make_room(disk: &Disk) {
 
     let verified = home.tm(&["queue", "verify"]);
     assert_eq!(verified.code, Some(0), "{verified}");
-    let history = History::read(&Roots::below(&home.path("data")));
+    let history = History::read_after(&Roots::below(&home.path("data")), &History::default());
     history.assert_done();
     let ends: BTreeMap<_, _> = history.runs.iter().map(|(run, end)| (run.to_string(), *end)).collect();
     for run in accepted.iter().chain([&good, &large]) {

@@ -72,6 +72,6 @@ fn a_disk_that_turns_read_only_stops_the_supervisor_and_costs_nothing_acknowledg
         }
         pool.signal(Signal::KILL);
         assert!(!pool.wait().success());
-        History::read(&Roots::below(&home.path("data")));
+        History::read_after(&Roots::below(&home.path("data")), &History::default());
     });
 }

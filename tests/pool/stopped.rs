@@ -58,7 +58,7 @@ fn unix_ms() -> u64 {
 }
 
 fn judge(home: &Home) {
-    History::read(&Roots::below(&home.path("data"))).assert_done();
+    History::read_after(&Roots::below(&home.path("data")), &History::default()).assert_done();
 }
 
 #[test]
