@@ -15,6 +15,7 @@ mod home;
 mod letters;
 mod lost;
 mod mounts;
+mod neighbours;
 mod queue;
 mod read_only;
 mod refusals;

@@ -15,8 +15,11 @@ use tm_guest::prelude::*;
 enum Do {
     /// Nothing: `{"ok": null}`.
     Nothing {},
-    /// An endless loop.
-    Spin {},
+    /// An endless loop, with `mb` of memory in which every page is written.
+    Spin {
+        #[serde(default)]
+        mb: u64,
+    },
     /// Exactly `fuel` rounds of a loop of constant cost.
     Fuel { fuel: u64 },
     /// Takes `mb` in pieces of 1 MiB and writes every page; without `mb`, until it is refused (and then aborts).
@@ -167,7 +170,7 @@ fn misbehave(ctx: &Context, Json(wish): Json<Do>) -> Result<Json<Value>, StepErr
 fn act(ctx: &Context, wish: Do) -> Seen {
     match wish {
         Do::Nothing {} | Do::Fail { .. } => Ok(Value::Null),
-        Do::Spin {} => spend::spin(),
+        Do::Spin { mb } => spend::spin(mb),
         Do::Fuel { fuel } => spend::rounds(fuel),
         Do::Hog { mb } => spend::hog(mb),
         Do::GrowSmallPieces { pieces } => spend::grow(pieces),

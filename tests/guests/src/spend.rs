@@ -11,9 +11,10 @@ const MIB: usize = 1024 * 1024;
 const LINE: &str =
     "0123456789 a line of a flood, one hundred bytes long with its line break ..........................";
 
-pub(crate) fn spin() -> ! {
+pub(crate) fn spin(mb: u64) -> ! {
+    let memory = written(mb);
     loop {
-        black_box(());
+        black_box(&memory);
     }
 }
 
@@ -49,9 +50,13 @@ pub(crate) fn grow(_pieces: Option<u64>) -> Seen {
 }
 
 pub(crate) fn touch(mb: u64) -> Seen {
+    Ok(black_box(written(mb)).len().into())
+}
+
+fn written(mb: u64) -> Vec<u8> {
     let mut memory = vec![0_u8; mb as usize * MIB];
     memory.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
-    Ok(black_box(memory).len().into())
+    memory
 }
 
 pub(crate) fn flood(bytes: usize, line: impl Fn(&str)) -> Seen {

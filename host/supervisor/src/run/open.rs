@@ -152,7 +152,7 @@ pub(super) fn log_options(settings: &Settings) -> LogOptions {
 
 fn pool_settings(options: &Options, user: Option<WorkerUser>) -> PoolSettings {
     let workers = &options.settings.workers;
-    let (machine_bytes, memory_max_bytes) = (memory_bytes(), workers.memory_max.of(memory_bytes()));
+    let (machine_bytes, memory_max_bytes) = (memory_bytes(), memory_max_bytes(&options.settings));
     if memory_max_bytes > machine_bytes {
         tracing::warn!(
             "workers.memory_max ({} MiB) is more than there is ({} MiB): a worker that finds none dies with its steps",
@@ -176,6 +176,11 @@ fn pool_settings(options: &Options, user: Option<WorkerUser>) -> PoolSettings {
         allow_weaker: options.allow_weaker,
         user,
     }
+}
+
+/// What `workers.memory_max` is on this machine.
+pub(super) fn memory_max_bytes(settings: &Settings) -> u64 {
+    settings.workers.memory_max.of(memory_bytes())
 }
 
 /// The machine's memory, or the control group's when that is less.

@@ -13,7 +13,13 @@ use tm_core::{
     time::Millis,
 };
 
-use super::{Happening, Options, RunError, open::Life, private::Private, register::flow_files, session::Session};
+use super::{
+    Happening, Options, RunError,
+    open::{Life, memory_max_bytes},
+    private::Private,
+    register::flow_files,
+    session::Session,
+};
 use crate::{
     clock::Clock,
     config::{Backend, Fsync},
@@ -23,7 +29,7 @@ use crate::{
         idempotency::KeyFile,
         lock::{Locks, Role},
     },
-    workers::PoolEvent,
+    workers::{Pool, PoolEvent},
 };
 
 /// Happenings that the loop takes before it turns.
@@ -48,8 +54,10 @@ pub struct Ready {
     pub workers: usize,
     /// What confinement is missing, with `--allow-weaker-confinement`.
     pub missing: Vec<String>,
-    /// The most memory that the workers' pools can hold.
+    /// The most memory that the pools of the workers that are up can hold.
     pub memory_bound_bytes: u64,
+    /// The most that workers ever hold together, whatever they are started for: `workers.memory_max`.
+    pub memory_max_bytes: u64,
     /// What is reserved in the log for the end of each leased task (I7).
     pub end_reserve_bytes: u64,
     pub recovered_runs: usize,
@@ -131,7 +139,8 @@ fn serve<D: Disk>(
         not_loaded,
         workers: rows.len(),
         missing: missing.into_iter().collect(),
-        memory_bound_bytes: running.session.house.pool.as_ref().map_or(0, |pool| pool.memory_bound_bytes()),
+        memory_bound_bytes: running.session.house.pool.as_ref().map_or(0, Pool::memory_bound_bytes),
+        memory_max_bytes: memory_max_bytes(&options.settings),
         end_reserve_bytes: tm_core::limits::END_RESERVE_BYTES,
         recovered_runs,
         damaged_records: recovery.damaged.len(),

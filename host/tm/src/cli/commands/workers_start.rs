@@ -93,10 +93,11 @@ fn announce(options: &Options, ready: &Ready) -> io::Result<()> {
     }
     writeln!(
         err,
-        "flows: {}, workers: {} with at most {} MiB of memory together; {} KiB of disk reserved per running step; {} runs recovered",
+        "flows: {}, workers: {} with at most {} MiB of memory together, and never more than {} MiB (workers.memory_max); {} KiB of disk reserved per running step; {} runs recovered",
         ready.flows,
         ready.workers,
         ready.memory_bound_bytes.div_ceil(1 << 20),
+        ready.memory_max_bytes >> 20,
         ready.end_reserve_bytes.div_ceil(1 << 10),
         ready.recovered_runs
     )?;
