@@ -12,7 +12,8 @@ use tm_core::{
         event::{Dead, Enqueued, Event, Frame, ReleaseReason, RetryScheduled, Succeeded},
         results::ResultsMark,
         run::{
-            AttemptRecord, Fan, FinishedRun, Letter, Phase, Run, RunExtra, StepDone, StepRun, Success, Task, TaskEnd,
+            AttemptRecord, Due, Fan, FinishedRun, Letter, Phase, Run, RunExtra, StepDone, StepRun, Success, Task,
+            TaskEnd,
         },
     },
     time::Millis,
@@ -27,7 +28,7 @@ const WORKER: WorkerId = WorkerId(3);
 const USAGE: Usage = Usage { fuel: 12_345, peak_memory_bytes: 65_536, exec_us: 789 };
 
 /// Kinds of events in format 1.
-pub(crate) const KINDS: usize = 25;
+pub(crate) const KINDS: usize = 27;
 
 /// The place of the event's kind. A new kind does not compile until it stands here and in [`frames`].
 pub(crate) fn kind(event: &Event) -> usize {
@@ -57,6 +58,8 @@ pub(crate) fn kind(event: &Event) -> usize {
         Event::KeyFreed { .. } => 22,
         Event::ResultsKept(_) => 23,
         Event::ResultsDropped { .. } => 24,
+        Event::StepDue { .. } => 25,
+        Event::FanInputs { .. } => 26,
     }
 }
 
@@ -89,7 +92,7 @@ pub(crate) fn frames() -> Vec<Frame> {
             Event::Succeeded(Box::new(succeeded(true))),
             Event::StepReady { run: RUN, step: 2, input: Some(json("{\"from\":[1,2.50,\"x\"]}")) },
             Event::StepReady { run: RUN, step: 3, input: None },
-            Event::StepFanned { run: RUN, step: 1, inputs: vec![json("1"), json("\"two\""), blob()] },
+            Event::StepFanned { run: RUN, step: 1, from: 0, inputs: vec![json("1"), json("\"two\""), blob()] },
             Event::StepSkipped { run: RUN, step: 3 },
         ],
         vec![
@@ -118,6 +121,10 @@ pub(crate) fn frames() -> Vec<Frame> {
             Event::ResultsDropped { segment: 2 },
         ],
         vec![Event::TotalsSnapshot(Box::new(totals()))],
+        vec![Event::StepDue { run: RUN, step: 1 }, Event::StepDue { run: RUN, step: 2 }],
+        vec![Event::FanInputs { run: RUN, step: 1, from: 0, inputs: vec![json("1"), blob()] }],
+        vec![Event::StepFanned { run: RUN, step: 1, from: 2, inputs: vec![json("[]")] }],
+        vec![Event::RunSnapshot(Box::new(due()))],
     ];
     (0..).zip(groups).map(|(n, events)| Frame { at: AT.plus(n), events }).collect()
 }
@@ -307,6 +314,13 @@ fn run() -> Run {
         .into(),
         home: 0,
     }
+}
+
+/// A run of which two inputs are made beside the loop.
+fn due() -> Run {
+    let said = Due { inputs: vec![json("1"), blob()] };
+    let steps = [StepRun::Due(Box::new(said)), StepRun::Due(Box::default())];
+    Run { state: RunState::Active, extra: None, steps: steps.into(), ..run() }
 }
 
 pub(crate) fn finished(full: bool) -> FinishedRun {

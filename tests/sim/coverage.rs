@@ -128,6 +128,7 @@ const REQUIRED: &[(&str, &[&str])] = &[
         "full disk means",
         &["an enqueue is refused", "nothing is leased", "an attempt ends all the same", "a bulk action is refused"],
     ),
+    ("made beside the loop", &["is due", "comes in slices", "is begun again", "comes for a run that was cancelled"]),
     (
         "bulk action",
         &[

@@ -33,11 +33,13 @@ use crate::{
 
 pub(crate) const SECRET: [u8; 16] = [3; 16];
 /// The ends of this simulation's small steps fit into these, and hardly more does.
-pub(crate) const RESERVE: Reserve = Reserve { end_bytes: 1200, large_end_bytes: 16 * 1024, slack_bytes: 512 };
+pub(crate) const RESERVE: Reserve = Reserve { end_bytes: 1200, sweep_bytes: 4 * 1024, slack_bytes: 512 };
 /// Runs that ended and stay in memory: few, so that results are kept often.
 pub(crate) const FINISHED_MAX: usize = 6;
 /// Few dead letters are many.
 pub(crate) const BULK_SLICE: usize = 3;
+/// And few items a long list.
+pub(crate) const ITEMS_SLICE: usize = 2;
 const DRAIN_TURNS_MAX: u64 = 20_000;
 const SEGMENTS_KIB: [u64; 6] = [8, 32, 64, 64, 96, 96];
 /// The rules of the state are checked in every so many-th turn.
@@ -297,6 +299,11 @@ impl History {
         let Some(turn) = &mut self.turn else { return };
         let compares = self.compares_every > 0 && self.world.turn.is_multiple_of(self.compares_every);
         let before = compares.then(|| turn.state.clone());
+        for input in &self.inputs {
+            if matches!(input, Input::Made { run, .. } if !turn.state.runs.contains_key(run)) {
+                self.world.coverage.see("made beside the loop", "comes for a run that was cancelled");
+            }
+        }
         let ends_before = turn.state.totals.tasks_succeeded + turn.state.totals.tasks_dead;
         if self.trace {
             let (number, leased) = (self.world.turn, turn.state.indexes.leased);
@@ -393,7 +400,12 @@ impl History {
             }
             self.take_turn();
             let Some(turn) = &self.turn else { return };
-            if self.inputs.is_empty() && turn.state.depth() == 0 && !turn.has_bulk() && self.world.is_quiet() {
+            if self.inputs.is_empty()
+                && turn.state.depth() == 0
+                && !turn.has_bulk()
+                && !turn.has_made()
+                && self.world.is_quiet()
+            {
                 return;
             }
         }

@@ -19,7 +19,7 @@ use tm_supervisor::{
 use crate::{
     disk::{CrashPoint, SimDisk},
     faults::Without,
-    history::{BULK_SLICE, FINISHED_MAX, History, RESERVE, SECRET},
+    history::{BULK_SLICE, FINISHED_MAX, History, ITEMS_SLICE, RESERVE, SECRET},
     letters,
     opening::{assert_same, image},
     random::Random,
@@ -54,7 +54,11 @@ impl History {
         let dlq = Dlq::open(disk.clone()).unwrap_or_else(|error| panic!("the dead letters do not open: {error}"));
         let opened = Turn::open(disk.clone(), self.log_options(), self.rules(), SECRET, self.now);
         let (turn, recovery) = opened.unwrap_or_else(|error| panic!("the queue does not open: {error}"));
-        let turn = turn.with_reserve(RESERVE).with_finished_max(FINISHED_MAX).with_bulk_slice(BULK_SLICE);
+        let turn = turn
+            .with_reserve(RESERVE)
+            .with_finished_max(FINISHED_MAX)
+            .with_bulk_slice(BULK_SLICE)
+            .with_items_slice(ITEMS_SLICE);
         (disk, dlq, turn, recovery)
     }
 
@@ -203,7 +207,7 @@ impl History {
             turn.turn(now, &mut inputs, &mut world)
                 .unwrap_or_else(|error| panic!("{place}: the loop stopped: {error}"));
             now = now.max(turn.state.last_at);
-            if inputs.is_empty() && turn.state.depth() == 0 && world.is_quiet() {
+            if inputs.is_empty() && turn.state.depth() == 0 && !turn.has_made() && world.is_quiet() {
                 return self.world.coverage.see("bit rot means", "the queue goes on and drains");
             }
         }

@@ -75,6 +75,8 @@ pub(crate) struct Ledger {
     /// Of the frame that is being taken.
     sequence: u64,
     last_at: Millis,
+    /// Fan-outs of which some inputs are said: the first of the newest slice.
+    said: BTreeMap<(RunId, u16), u32>,
     pub(crate) deduplicated: u64,
     pub(crate) requeued: u64,
     /// Entries that were given up, by name or with their run.
@@ -237,10 +239,23 @@ impl Ledger {
                 found.at = if delayed { At::Delayed } else { At::Ready };
                 coverage.see("task", if delayed { "waiting -> delayed" } else { "waiting -> ready" });
             }
-            Event::StepFanned { run, step, inputs } => {
+            Event::StepDue { run, step } => {
+                assert_eq!(self.task(TaskRef { run: *run, step: *step, item: None }).at, At::Waiting);
+                coverage.see("made beside the loop", "is due");
+            }
+            Event::FanInputs { run, step, from, .. } => {
+                assert_eq!(self.task(TaskRef { run: *run, step: *step, item: None }).at, At::Waiting);
+                let said = self.said.insert((*run, *step), *from);
+                assert!(*from == 0 || said.is_some_and(|said| said < *from), "inputs have a gap");
+                let again = *from == 0 && said.is_some();
+                coverage.see("made beside the loop", if again { "is begun again" } else { "comes in slices" });
+            }
+            Event::StepFanned { run, step, from, inputs } => {
+                let said = self.said.remove(&(*run, *step));
+                assert!(*from == 0 || said.is_some_and(|said| said < *from), "inputs have a gap");
                 let whole = TaskRef { run: *run, step: *step, item: None };
                 assert_eq!(self.tasks.remove(&whole).map(|task| task.at), Some(At::Waiting));
-                for item in 0..u32::try_from(inputs.len()).unwrap_or(0) {
+                for item in 0..*from + u32::try_from(inputs.len()).unwrap_or(0) {
                     let (at, how) =
                         if item < 2 { (At::Ready, "waiting -> ready") } else { (At::Held, "waiting -> held") };
                     self.tasks.insert(TaskRef { item: Some(item), ..whole }, Task { at, attempt: 0, entry: None });

@@ -6,7 +6,7 @@ use tm_supervisor::{store::dlq::Dlq, turn::Turn};
 use crate::{
     disk::SimDisk,
     faults::Fault,
-    history::{BULK_SLICE, FINISHED_MAX, History, RESERVE, SECRET},
+    history::{BULK_SLICE, FINISHED_MAX, History, ITEMS_SLICE, RESERVE, SECRET},
     judge::{Around, judge_letters},
     phases::{Break, Phase},
 };
@@ -31,8 +31,11 @@ impl History {
             match opened {
                 Ok((dlq, turn, recovery)) if broken.is_none() => {
                     assert!(recovery.damaged.is_empty(), "a crash left damage behind (I11): {:?}", recovery.damaged);
-                    let mut turn =
-                        turn.with_reserve(RESERVE).with_finished_max(FINISHED_MAX).with_bulk_slice(BULK_SLICE);
+                    let mut turn = turn
+                        .with_reserve(RESERVE)
+                        .with_finished_max(FINISHED_MAX)
+                        .with_bulk_slice(BULK_SLICE)
+                        .with_items_slice(ITEMS_SLICE);
                     let points = self.disk.inner().crash_points();
                     let written = self.disk.inner().take_written();
                     self.judge_crash_points(points, &Around { written: &written, before: None, after: None });
@@ -122,6 +125,7 @@ pub(crate) fn image(state: &State, now: Millis) -> String {
     }
     (state.segment, state.refused_reports, state.totals.orphans, state.newest_run) = (0, 0, 0, None);
     state.progress.clear();
+    state.asked.clear();
     state.last_at = Millis(0);
     // Lanes are numbered in the order in which flows were seen, and that is not stored.
     let lanes = std::mem::take(&mut state.indexes.lanes);

@@ -25,6 +25,7 @@ use crate::{
     coverage::Coverage,
     disk::SimDisk,
     faults::{Fault, Without},
+    flows::{Expressions, NoBlobs},
     ledger::MARK,
     letters::Letters,
     phases::Break,
@@ -329,6 +330,11 @@ impl Shell for World {
                 }
             }
             Effect::FileEntry { entry } => self.letters.file(entry),
+            Effect::Make(making) => {
+                let made = making.make(&Expressions, &NoBlobs);
+                let turns = 1 + self.random.below(4);
+                self.send_in(turns, Input::Made { run: making.run, step: making.step, made });
+            }
             Effect::ArchiveEntry { entry } => self.letters.archive(entry),
             Effect::ArchiveRun { run, flow, at } => {
                 purged_entries(&run, &flow, at).for_each(|entry| self.letters.archive(Box::new(entry)));

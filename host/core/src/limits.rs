@@ -34,6 +34,10 @@ pub const RATE_LIMITED_MAX_MS: u64 = 24 * 3600 * 1000;
 /// Bytes reserved in the log when a task is leased, so that its end fits on a full disk (I7).
 pub const END_RESERVE_BYTES: u64 = INLINE_MAX_BYTES + 2 * ERROR_MESSAGE_MAX_BYTES as u64 + 4 * 1024;
 
+/// Inputs of steps that one decision makes itself, on the loop; more is made beside it. They stand in the frame of a
+/// success, which has no messages: its end is reserved all the same (I7).
+pub const AT_ONCE_MAX_BYTES: u64 = 2 * ERROR_MESSAGE_MAX_BYTES as u64;
+
 const _: () =
     assert!(INLINE_MAX_BYTES < PACKET_MAX_BYTES as u64 / 2, "an inline payload fits into a packet beside its envelope");
 const _: () = assert!(INPUT_MAX_BYTES < API_LINE_MAX_BYTES as u64, "an input fits into a request");

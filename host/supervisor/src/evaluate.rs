@@ -1,4 +1,4 @@
-//! Expressions of flows, in Jinja's expression language, bounded because they run on the loop for everybody.
+//! Expressions of flows, in Jinja's expression language, bounded because small ones run on the loop, for everybody.
 //!
 //! What bounds it: expressions only (no statements, no templates, no loaders); 10,000 steps of the machine; 4 KiB of text;
 //! only what the text names is taken from the scope, at most 1 MiB of it; only filters whose result cannot outgrow what

@@ -31,8 +31,11 @@ use std::{os::fd::OwnedFd, path::PathBuf};
 
 use tm_core::{
     api::ApiError,
-    id::WorkerId,
-    queue::effect::{Input, Report, Ticket},
+    id::{RunId, WorkerId},
+    queue::{
+        decide::Made,
+        effect::{Input, Report, Ticket},
+    },
 };
 
 use crate::{
@@ -109,6 +112,12 @@ pub(crate) enum Happening {
     Input(Input),
     /// A dead letter's file could not be written.
     Unfiled,
+    /// What a step waits for, made beside the loop.
+    Made {
+        run: RunId,
+        step: u16,
+        made: Made,
+    },
     /// Files of dead letters were archived: bulk actions may go on.
     CaughtUp,
     Registered {

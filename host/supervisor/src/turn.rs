@@ -5,18 +5,18 @@
 
 mod bulk;
 mod keep;
+mod made;
 
 use std::collections::{BTreeSet, VecDeque};
 
 use tm_core::{
     api::{ApiError, Reply},
-    code::{self, Class},
     flow::{advance::Blobs, evaluate::Evaluate},
-    id::{Digest, FlowNo, TaskRef},
-    limits::{END_RESERVE_BYTES, INPUT_MAX_BYTES, INPUTS_PER_TURN_MAX},
+    id::{Digest, FlowNo},
+    limits::{END_RESERVE_BYTES, INLINE_MAX_BYTES, INPUTS_PER_TURN_MAX},
     queue::{
-        decide::{self, Bulk, Runnable, Sweep, World, decide},
-        effect::{Effect, Input, Outcome, Step, Ticket},
+        decide::{self, Arrival, Bulk, Runnable, Sweep, World, decide},
+        effect::{Effect, Input, Step, Ticket},
         event::Frame,
         lanes::{FairOrder, Slot, Want},
         policy::Policy,
@@ -25,7 +25,6 @@ use tm_core::{
         state::{Registered, State},
     },
     time::Millis,
-    wire::Failure,
 };
 
 use crate::store::{
@@ -43,19 +42,15 @@ use crate::store::{
 pub struct Reserve {
     /// The largest end of one attempt.
     pub end_bytes: u64,
-    /// The largest end that starts a fan-out: its inputs.
-    pub large_end_bytes: u64,
+    /// A slice of compaction; a larger thing asks for what it needs.
+    pub sweep_bytes: u64,
     /// What decisions about no single task may need.
     pub slack_bytes: u64,
 }
 
 impl Default for Reserve {
     fn default() -> Self {
-        Self {
-            end_bytes: END_RESERVE_BYTES,
-            large_end_bytes: INPUT_MAX_BYTES + 2 * 1024 * 1024,
-            slack_bytes: 64 * 1024,
-        }
+        Self { end_bytes: END_RESERVE_BYTES, sweep_bytes: 1024 * 1024 + 64 * 1024, slack_bytes: 64 * 1024 }
     }
 }
 
@@ -125,6 +120,12 @@ pub struct Turn<D: Disk> {
     bulks: VecDeque<Bulk>,
     /// Entries that a turn requeues or purges.
     bulk_slice: usize,
+    /// What was made beside the loop and is not whole in the log.
+    arrivals: VecDeque<Arrival>,
+    /// For room on the disk.
+    arrivals_wait: bool,
+    /// Inputs of fan-outs that a turn takes.
+    items_slice: usize,
     /// Dead letters whose files are synced, for which the log had no room.
     filed: Vec<String>,
     /// What the last sweep copied: the estimate of what is live.
@@ -170,6 +171,9 @@ impl<D: Disk> Turn<D> {
             sweep_waits: false,
             bulks: VecDeque::new(),
             bulk_slice: decide::SLICE_MAX,
+            arrivals: VecDeque::new(),
+            arrivals_wait: false,
+            items_slice: decide::ITEMS_PER_SLICE,
             filed: Vec::new(),
             live_bytes: 0,
             swept_bytes: 0,
@@ -201,10 +205,11 @@ impl<D: Disk> Turn<D> {
         self
     }
 
-    /// What a predecessor left undone: leases of workers that died with it, dead letters without a file. Call once,
-    /// before the first turn.
+    /// What a predecessor left undone: leases of workers that died with it, dead letters without a file, inputs that it was
+    /// making. Call once, before the first turn.
     pub fn recover(&mut self) -> Vec<Input> {
         self.effects.extend(decide::unfiled(&self.state));
+        self.effects.extend(decide::unmade(&mut self.state));
         decide::orphaned_workers(&self.state)
     }
 
@@ -230,6 +235,7 @@ impl<D: Disk> Turn<D> {
             let Some(input) = inputs.pop_front() else { break };
             self.take(now, input)?;
         }
+        let more_made = self.arrive(now)?;
         let more = self.bulk(now, shell.keeps_up())?;
         self.tell_flows(shell);
         for gone in self.state.expire(now, EXPIRE_SLICE) {
@@ -259,7 +265,7 @@ impl<D: Disk> Turn<D> {
             self.keep_results()?;
         }
         self.results.sync_beside(false)?;
-        self.deadline(now, inputs.is_empty() && !(more && shell.keeps_up()))
+        self.deadline(now, inputs.is_empty() && !more_made && !(more && shell.keeps_up()))
     }
 
     /// The clean stop of the log.
@@ -315,7 +321,8 @@ impl<D: Disk> Turn<D> {
             return Ok(Some(now));
         }
         let sync = self.log.sync_due(now)?;
-        let waits = self.sweep_waits || self.disk_full || self.results_wait || !self.filed.is_empty();
+        let waits =
+            self.sweep_waits || self.disk_full || self.results_wait || self.arrivals_wait || !self.filed.is_empty();
         let room = waits.then(|| now.plus(ROOM_AGAIN_MS));
         let more = (self.results.is_forgetting() || self.holds_many_results()) && !self.results_wait;
         let results = if more { Some(now) } else { self.results.next_deadline().filter(|at| *at > now) };
@@ -325,12 +332,16 @@ impl<D: Disk> Turn<D> {
 
     /// One input, when there is room for what it may write.
     fn take(&mut self, now: Millis, input: Input) -> Result<(), LogError> {
-        let mut input = match Bulk::of(&self.state, input, self.bulk_slice) {
+        let mut input = match Bulk::of(&self.state, input, self.bulk_slice).map_err(Arrival::of) {
             Ok(bulk) => {
                 self.bulks.push_back(bulk);
                 return Ok(());
             }
-            Err(input) => input,
+            Err(Ok(arrival)) => {
+                self.arrivals.push_back(arrival);
+                return Ok(());
+            }
+            Err(Err(input)) => input,
         };
         if !decide::changes(self.ended(now), &input) {
             // It writes nothing, so it reserves nothing either (I12).
@@ -351,14 +362,8 @@ impl<D: Disk> Turn<D> {
             input = Input::Filed { entry };
         }
         match self.asked(&input) {
-            // The end of an attempt was reserved with its lease (I7); only a fan-out's start can be larger than that.
-            None => {
-                let large = self.has_large_end(&input);
-                let room = self.log.ensure(reserved + if large { self.reserve.large_end_bytes } else { 0 })?;
-                if large && !room {
-                    input = without_room(input);
-                }
-            }
+            // The end of an attempt was reserved with its lease (I7); what may be larger is made beside the loop.
+            None => drop(self.log.ensure(reserved)?),
             Some((ticket, bytes)) => {
                 if !self.log.ensure(reserved + bytes + self.reserve.slack_bytes)? {
                     self.disk_full = true;
@@ -381,14 +386,15 @@ impl<D: Disk> Turn<D> {
         match input {
             Input::Enqueue { ticket, request, input } => {
                 let headers = request.headers.as_ref().map_or(0, |json| json.size_bytes());
-                // The entry steps repeat the input, as it is or rendered.
-                Some((*ticket, 3 * input.size_bytes().min(tm_core::limits::INLINE_MAX_BYTES) + headers + slack_bytes))
+                // The entry steps may repeat some of it.
+                Some((*ticket, 2 * input.size_bytes().min(INLINE_MAX_BYTES) + headers + slack_bytes))
             }
             Input::Register { ticket, def, .. } => Some((*ticket, 4096 * (1 + def.steps.len() as u64))),
             Input::Cancel { ticket, .. } | Input::ForgetKey { ticket, .. } => Some((*ticket, slack_bytes)),
-            // A bulk action reserves what each of its slices needs.
+            // Slices reserve what each of them needs.
             Input::Requeue { .. }
             | Input::Purge { .. }
+            | Input::Made { .. }
             | Input::Report { .. }
             | Input::Progress { .. }
             | Input::WorkerGone { .. }
@@ -396,16 +402,6 @@ impl<D: Disk> Turn<D> {
             | Input::Aborted { .. }
             | Input::Filed { .. } => None,
         }
-    }
-
-    /// Whether the success of this task starts a fan-out.
-    fn has_large_end(&self, input: &Input) -> bool {
-        let Input::Report { report, .. } = input else { return false };
-        let task: TaskRef = report.task;
-        matches!(report.outcome, Outcome::Succeeded { .. })
-            && self.state.step_of(task).is_some_and(|(flow, _)| {
-                flow.def.steps.iter().any(|step| step.for_each.is_some() && step.needs.contains(&task.step))
-            })
     }
 
     /// Free slots take ready tasks, as many as the disk has room for their ends.
@@ -464,23 +460,6 @@ impl<D: Disk> Turn<D> {
             shell.flow(*no, flow);
             self.told_flows = Some(*no);
         }
-    }
-}
-
-/// A success that starts a fan-out for which the disk has no room becomes a failure that is tried again.
-fn without_room(input: Input) -> Input {
-    match input {
-        Input::Report { from, mut report } => {
-            report.outcome = Outcome::Failed(Failure {
-                by_host: true,
-                class: Class::Retryable,
-                code: code::DISK_FULL.into(),
-                message: "the queue's disk has no room for the tasks that follow".into(),
-                retry_after_ms: None,
-            });
-            Input::Report { from, report }
-        }
-        other => other,
     }
 }
 

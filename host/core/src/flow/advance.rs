@@ -19,7 +19,7 @@ use crate::{
     },
     id::Digest,
     json::{BlobRef, Json, Payload},
-    limits::{INLINE_MAX_BYTES, INPUT_MAX_BYTES, ITEMS_PER_FAN_OUT_MAX},
+    limits::{AT_ONCE_MAX_BYTES, INLINE_MAX_BYTES, INPUT_MAX_BYTES, ITEMS_PER_FAN_OUT_MAX},
     queue::run::{Run, StepRun},
 };
 
@@ -67,6 +67,27 @@ pub struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
+    /// What the step's input may come to, in bytes of a record, when it is made in no time. None: it is to be made beside
+    /// the loop, because a list may be long, and computing with large outputs takes long.
+    #[must_use]
+    pub fn at_once_bytes(&self, step: &StepDef) -> Option<u64> {
+        match self.carried_or_skipped(step) {
+            Some(Next::Ready(Payload::Inline(json))) if self.run.input != Payload::Inline(json.clone()) => {
+                return Some(json.size_bytes());
+            }
+            Some(_) => return Some(0),
+            None if step.for_each.is_some() => return None,
+            None => {}
+        }
+        let outputs = step.needs.iter().filter_map(|&need| self.run.output_of(need));
+        let scope_bytes: u64 = outputs.chain([&self.run.input]).map(Payload::size_bytes).sum();
+        let template = step.input.as_ref().map_or("", Json::get);
+        // Each expression may give as much as it was given.
+        let expressions = 1 + template.matches("{{").count() as u64;
+        let bytes = scope_bytes.saturating_mul(expressions).saturating_add(template.len() as u64);
+        Some(bytes).filter(|bytes| *bytes <= AT_ONCE_MAX_BYTES)
+    }
+
     /// What becomes of `step`, whose needs all ended.
     ///
     /// A step is skipped when its condition is false, or when it has needs and all of them were skipped. A skipped
@@ -75,20 +96,11 @@ impl Inputs<'_> {
     /// # Errors
     /// When a condition, list or template fails or its result is too large: TEMPLATE_ERROR.
     pub fn next(&self, step: &StepDef) -> Result<Next, EvaluateFault> {
-        let skipped = |need: &u16| matches!(self.run.steps.get(usize::from(*need)), Some(StepRun::Skipped));
-        if !step.needs.is_empty() && step.needs.iter().all(skipped) {
-            return Ok(Next::Skipped);
+        if let Some(next) = self.carried_or_skipped(step) {
+            return Ok(next);
         }
-        // The two most frequent inputs are carried without being read.
-        if step.when.is_none() && step.for_each.is_none() {
-            match &step.input {
-                None => return self.default_input(step).map(Next::Ready),
-                Some(template) => {
-                    if let Some(payload) = sole_expression_of(template).and_then(|path| self.carried(step, &path)) {
-                        return Ok(Next::Ready(payload));
-                    }
-                }
-            }
+        if let (None, None, None) = (&step.when, &step.for_each, &step.input) {
+            return self.object_of(&step.needs).map(Next::Ready);
         }
         let mut scope = self.scope(step)?;
         if let Some(when) = &step.when
@@ -146,21 +158,20 @@ impl Inputs<'_> {
         }
     }
 
-    /// The outputs of a fan-out's items as one list.
-    ///
-    /// # Errors
-    /// When a blob is missing, or the list is too large.
-    pub fn list(&self, outputs: &[&Payload]) -> Result<Payload, EvaluateFault> {
-        let mut text = String::from("[");
-        for (place, output) in outputs.iter().enumerate() {
-            if place > 0 {
-                text.push(',');
-            }
-            text.push_str(self.text(output)?.get());
-            bounded(&text)?;
+    /// What needs nothing to be read: a step that is skipped, and the two most frequent inputs.
+    fn carried_or_skipped(&self, step: &StepDef) -> Option<Next> {
+        let skipped = |need: &u16| matches!(self.run.steps.get(usize::from(*need)), Some(StepRun::Skipped));
+        if !step.needs.is_empty() && step.needs.iter().all(skipped) {
+            return Some(Next::Skipped);
         }
-        text.push(']');
-        self.payload(&text)
+        if step.when.is_some() || step.for_each.is_some() {
+            return None;
+        }
+        let carried = match &step.input {
+            None => step.needs.is_empty().then(|| self.run.input.clone()),
+            Some(template) => sole_expression_of(template).and_then(|path| self.carried(step, &path)),
+        };
+        carried.map(Next::Ready)
     }
 
     fn default_input(&self, step: &StepDef) -> Result<Payload, EvaluateFault> {
@@ -199,18 +210,11 @@ impl Inputs<'_> {
     }
 
     fn text(&self, payload: &Payload) -> Result<Json, EvaluateFault> {
-        match payload {
-            Payload::Inline(json) => Ok(json.clone()),
-            Payload::Blob(blob) => {
-                let digest = &blob.digest;
-                self.blobs.read(digest).ok_or_else(|| fault(format!("blob {digest} is missing or damaged")))
-            }
-        }
+        text_of(payload, self.blobs)
     }
 
     fn payload(&self, text: &str) -> Result<Payload, EvaluateFault> {
-        let json = Json::parse(text).map_err(|error| fault(format!("not JSON: {error}")))?;
-        Ok(payload_of(json, self.blobs))
+        parsed(text, self.blobs)
     }
 
     fn scope(&self, step: &StepDef) -> Result<Value, EvaluateFault> {
@@ -269,6 +273,38 @@ impl Inputs<'_> {
             Value::Null | Value::Bool(_) | Value::Number(_) => template.clone(),
         })
     }
+}
+
+/// The outputs of a fan-out's items as one list.
+///
+/// # Errors
+/// When a blob is missing, or the list is too large.
+pub fn list(outputs: &[Payload], blobs: &dyn Blobs) -> Result<Payload, EvaluateFault> {
+    let mut text = String::from("[");
+    for (place, output) in outputs.iter().enumerate() {
+        if place > 0 {
+            text.push(',');
+        }
+        text.push_str(text_of(output, blobs)?.get());
+        bounded(&text)?;
+    }
+    text.push(']');
+    parsed(&text, blobs)
+}
+
+fn text_of(payload: &Payload, blobs: &dyn Blobs) -> Result<Json, EvaluateFault> {
+    match payload {
+        Payload::Inline(json) => Ok(json.clone()),
+        Payload::Blob(blob) => {
+            let digest = &blob.digest;
+            blobs.read(digest).ok_or_else(|| fault(format!("blob {digest} is missing or damaged")))
+        }
+    }
+}
+
+fn parsed(text: &str, blobs: &dyn Blobs) -> Result<Payload, EvaluateFault> {
+    let json = Json::parse(text).map_err(|error| fault(format!("not JSON: {error}")))?;
+    Ok(payload_of(json, blobs))
 }
 
 fn sole_expression_of(template: &Json) -> Option<String> {

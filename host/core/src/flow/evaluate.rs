@@ -3,7 +3,7 @@
 use alloc::string::String;
 use serde_json::Value;
 
-/// Steps of one evaluation and bytes of its result, because it runs on the loop for everybody.
+/// Steps of one evaluation and bytes of its result, because small ones run on the loop, for everybody.
 pub const EVALUATE_STEPS_MAX: u64 = 10_000;
 pub const EVALUATE_RESULT_MAX_BYTES: usize = 64 * 1024;
 

@@ -13,10 +13,10 @@ use crate::{
     json::Payload,
     queue::{
         event::{Dead, Enqueued, Event, Frame, ReleaseReason, RetryScheduled, Succeeded},
-        indexes::Place,
+        indexes::{Place, due_steps},
         run::{
-            ATTEMPTS_KEPT, AttemptRecord, Fan, FinishedRun, Letter, Phase, Run, RunExtra, StepDone, StepRun, Success,
-            Task, TaskEnd,
+            ATTEMPTS_KEPT, AttemptRecord, Due, Fan, FinishedRun, Letter, Phase, Run, RunExtra, StepDone, StepRun,
+            Success, Task, TaskEnd,
         },
         state::{KeyName, Registered, State, result_bytes},
     },
@@ -115,22 +115,39 @@ impl State {
                 let made = Task::new(input.as_ref().unwrap_or(&found.input).clone(), phase);
                 self.indexes.insert(Place { flow, priority, task }, &made);
                 *slot = StepRun::Single(Box::new(made));
+                self.set_due((*run, *step), false);
             }
-            Event::StepFanned { run, step, inputs } => {
+            Event::StepDue { run, step } => {
+                let slot = self.runs.get_mut(run)?.steps.get_mut(usize::from(*step));
+                *slot.filter(|slot| matches!(slot, StepRun::Waiting))? = StepRun::Due(Box::default());
+                self.indexes.due.insert((*run, *step));
+            }
+            Event::FanInputs { run, step, from, inputs } => {
+                let slot = self.runs.get_mut(run)?.steps.get_mut(usize::from(*step))?;
+                let mut said = inputs_before(slot, *from)?;
+                said.extend_from_slice(inputs);
+                *slot = StepRun::Due(Box::new(Due { inputs: said }));
+                self.indexes.due.insert((*run, *step));
+            }
+            Event::StepFanned { run, step, from, inputs } => {
                 let found = self.runs.get_mut(run)?;
                 let (flow, priority) = (found.flow, found.priority);
                 let parallel = self.flows.get(&flow)?.def.steps.get(usize::from(*step))?.max_parallel.max(1);
-                let slot = found.steps.get_mut(usize::from(*step)).filter(|slot| is_unstarted(slot))?;
-                let mut tasks = Vec::with_capacity(inputs.len());
-                for (input, item) in inputs.iter().zip(0u32..) {
+                let slot = found.steps.get_mut(usize::from(*step))?;
+                let said = inputs_before(slot, *from)?;
+                let mut tasks = Vec::with_capacity(said.len() + inputs.len());
+                for (input, item) in said.into_iter().chain(inputs.iter().cloned()).zip(0u32..) {
                     let phase = if item < parallel { Phase::Ready { since: at } } else { Phase::Held };
                     let task = TaskRef { run: *run, step: *step, item: Some(item) };
-                    let made = Task::new(input.clone(), phase);
+                    let made = Task::new(input, phase);
                     self.indexes.insert(Place { flow, priority, task }, &made);
                     tasks.push(made);
                 }
                 let next = parallel.min(u32::try_from(tasks.len()).unwrap_or(u32::MAX));
-                *slot = StepRun::Fan(Box::new(Fan { tasks, next, succeeded: 0, dead: 0, output_bytes: 0 }));
+                let fan = Fan { tasks, next, succeeded: 0, dead: 0, output_bytes: 0 };
+                self.set_due((*run, *step), fan.is_full());
+                let slot = self.runs.get_mut(run)?.steps.get_mut(usize::from(*step))?;
+                *slot = StepRun::Fan(Box::new(fan));
             }
             Event::FanDone { run, step, output } => {
                 let found = self.runs.get_mut(run)?;
@@ -148,11 +165,13 @@ impl State {
                 let (items, tasks) = (fan.tasks.len(), fan_ends(fan));
                 let items = Some(u32::try_from(items).unwrap_or(u32::MAX));
                 *slot = StepRun::Done(Box::new(StepDone { output: Some(output.clone()), items, tasks }));
+                self.set_due((*run, *step), false);
                 self.drop_outputs(*run, *step);
             }
             Event::StepSkipped { run, step } => {
                 let slot = self.runs.get_mut(run)?.steps.get_mut(usize::from(*step))?;
                 *slot = Some(StepRun::Skipped).filter(|_| is_unstarted(slot))?;
+                self.set_due((*run, *step), false);
                 self.drop_outputs(*run, *step);
             }
             Event::Stalled { run } => {
@@ -266,6 +285,9 @@ impl State {
         let (flow, priority) = (run.flow, run.priority);
         let Some(StepRun::Fan(fan)) = run.steps.get_mut(usize::from(task.step)) else { return None };
         *(if succeeded { &mut fan.succeeded } else { &mut fan.dead }) += 1;
+        if fan.is_full() {
+            self.indexes.due.insert((task.run, task.step));
+        }
         while let Some(held) = fan.tasks.get_mut(fan.next as usize) {
             let item = Some(fan.next);
             fan.next += 1;
@@ -322,6 +344,7 @@ impl State {
         // A fan-out whose list of results cannot be made faults as a whole.
         if is_unstarted(slot) || (task.item.is_none() && matches!(slot, StepRun::Fan(_))) {
             *slot = StepRun::Faulted(Box::new(letter));
+            self.set_due((task.run, task.step), false);
         } else {
             let (place, found, indexes) = self.open_task(task)?;
             // A start that was never made leaves no attempt behind; a refused lease ends here too.
@@ -372,6 +395,9 @@ impl State {
         at: Millis,
     ) -> Option<()> {
         let mut run = self.runs.remove(&id)?;
+        for step in due_steps(&run) {
+            self.asked.remove(&step);
+        }
         self.indexes.remove_run(&run);
         match state {
             RunState::Succeeded => self.totals.runs_succeeded += 1,
@@ -395,7 +421,7 @@ impl State {
                     tasks.extend(TaskEnd::of(None, take(&mut task.attempts)).map(|end| (place, end)));
                 }
                 StepRun::Fan(fan) => tasks.extend(fan_ends(fan).into_iter().map(|end| (place, end))),
-                StepRun::Waiting | StepRun::Skipped | StepRun::Faulted(_) => {}
+                StepRun::Waiting | StepRun::Due(_) | StepRun::Skipped | StepRun::Faulted(_) => {}
             }
         }
         let exec_us: u64 = tasks.iter().map(|(_, end)| end.last.usage.exec_us).sum();
@@ -477,6 +503,16 @@ impl State {
         self.free_key(name, run);
     }
 
+    /// Whether something is made for a step beside the loop.
+    fn set_due(&mut self, step: (RunId, u16), is_due: bool) {
+        if is_due {
+            self.indexes.due.insert(step);
+        } else {
+            self.indexes.due.remove(&step);
+            self.asked.remove(&step);
+        }
+    }
+
     fn free_key(&mut self, name: Option<KeyName>, run: RunId) {
         if let Some(name) = name
             && self.keys.get(&name) == Some(&run)
@@ -498,7 +534,16 @@ impl State {
 
 /// Whether a step can still be given its tasks. A step whose frame was damaged may be given them late.
 fn is_unstarted(slot: &StepRun) -> bool {
-    matches!(slot, StepRun::Waiting)
+    matches!(slot, StepRun::Waiting | StepRun::Due(_))
+}
+
+/// Takes the inputs of a fan-out that were said before number `from`; those of a list that was begun again are dropped.
+fn inputs_before(slot: &mut StepRun, from: u32) -> Option<Vec<Payload>> {
+    match slot {
+        _ if from == 0 => Some(Vec::new()).filter(|_| is_unstarted(slot)),
+        StepRun::Due(due) if due.inputs.len() == from as usize => Some(take(&mut due.inputs)),
+        _ => None,
+    }
 }
 
 fn needless(flows: &alloc::collections::BTreeMap<crate::id::FlowNo, Registered>, run: &Run, step: u16) -> bool {

@@ -11,7 +11,7 @@ use crate::{
     api::RunState,
     id::{TaskRef, WorkerId},
     queue::{
-        indexes::each_task,
+        indexes::{due_steps, each_task},
         run::{Phase, StepRun},
         state::State,
     },
@@ -24,6 +24,7 @@ pub fn check(state: &State) -> Vec<String> {
     let (mut ready, mut delayed, mut backing_off) = (0u64, BTreeSet::new(), BTreeSet::new());
     let mut leases: BTreeMap<WorkerId, BTreeSet<TaskRef>> = BTreeMap::new();
     let mut letters = BTreeMap::new();
+    let mut due = BTreeSet::new();
     for run in state.runs.values() {
         let Some(flow) = state.flow_of(run) else {
             broken.push(format!("run {} names flow {} which is not registered", run.id, run.flow.0));
@@ -32,7 +33,8 @@ pub fn check(state: &State) -> Vec<String> {
         if !matches!(run.state, RunState::Active | RunState::Stalled) {
             broken.push(format!("run {} has ended and is still among the unfinished", run.id));
         }
-        let mut moving = false;
+        let mut moving = due_steps(run).next().is_some();
+        due.extend(due_steps(run));
         each_task(run, |task, found| {
             match &found.phase {
                 Phase::Ready { .. } => ready += 1,
@@ -82,7 +84,7 @@ pub fn check(state: &State) -> Vec<String> {
                         broken.push(format!("run {} step {place}: its needs are met and it waits (I5)", run.id));
                     }
                 }
-                StepRun::Single(_) | StepRun::Skipped | StepRun::Done(_) => {}
+                StepRun::Due(_) | StepRun::Single(_) | StepRun::Skipped | StepRun::Done(_) => {}
             }
         }
         if run.state == RunState::Active && !moving {
@@ -102,6 +104,12 @@ pub fn check(state: &State) -> Vec<String> {
         || leases.values().map(BTreeSet::len).sum::<usize>() as u64 != state.indexes.leased
     {
         broken.push(String::from("the leased tasks and their index differ"));
+    }
+    if due != state.indexes.due {
+        broken.push(String::from("the steps for which something is made and their index differ"));
+    }
+    if !state.asked.is_subset(&state.indexes.due) {
+        broken.push(String::from("something is made for a step that does not wait for it"));
     }
     if letters != state.letters {
         broken.push(String::from("the dead letters and their index differ"));

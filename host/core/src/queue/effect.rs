@@ -7,7 +7,12 @@ use crate::{
     flow::spec::FlowDef,
     id::{Attempt, RunId, TaskRef, WorkerId},
     json::Payload,
-    queue::{event::Event, run::Run, state::Registered},
+    queue::{
+        decide::{Made, Making},
+        event::Event,
+        run::Run,
+        state::Registered,
+    },
     time::Millis,
     wire,
 };
@@ -82,6 +87,12 @@ pub enum Input {
     Filed {
         entry: String,
     },
+    /// What [`Effect::Make`] asked for. An [`Arrival`](super::decide::Arrival) makes slices of it.
+    Made {
+        run: RunId,
+        step: u16,
+        made: Made,
+    },
 }
 
 /// A worker's report whose bodies the shell has turned into payloads.
@@ -112,6 +123,8 @@ pub enum Effect {
         task: TaskRef,
         attempt: Attempt,
     },
+    /// Makes what a step waits for, beside the loop, and brings it back as [`Input::Made`]. Asked once while the shell lives.
+    Make(Making),
     /// Sets the cancel flag of a running attempt; it is stopped after the grace.
     Cancel {
         worker: WorkerId,

@@ -80,10 +80,25 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         input: Option<Payload>,
     },
-    /// One task per item.
+    /// A step whose needs are met: what it gets is made beside the loop, because it may be large. [`Event::StepReady`],
+    /// [`Event::StepFanned`], [`Event::StepSkipped`] or [`Event::Dead`] follows.
+    StepDue {
+        run: RunId,
+        step: u16,
+    },
+    /// Inputs of a fan-out from this one on, before the [`Event::StepFanned`] that has the last of them.
+    FanInputs {
+        run: RunId,
+        step: u16,
+        from: u32,
+        inputs: Vec<Payload>,
+    },
+    /// One task per item. The inputs before `from` were said before.
     StepFanned {
         run: RunId,
         step: u16,
+        #[serde(default, skip_serializing_if = "is_zero")]
+        from: u32,
         inputs: Vec<Payload>,
     },
     /// All items of a fan-out succeeded: their outputs in the order of the list.
@@ -146,6 +161,11 @@ pub enum Event {
     /// Compaction: the whole of an unfinished run, in place of all that was said of it before.
     RunSnapshot(Box<Run>),
     TotalsSnapshot(Box<Totals>),
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde asks for")]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

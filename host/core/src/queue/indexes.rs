@@ -5,7 +5,7 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    id::{FlowNo, TaskRef, WorkerId},
+    id::{FlowNo, RunId, TaskRef, WorkerId},
     queue::{
         lanes::{Lanes, Rank},
         run::{Phase, Run, StepRun, Task},
@@ -23,6 +23,8 @@ pub struct Indexes {
     pub leases: BTreeMap<WorkerId, BTreeSet<TaskRef>>,
     /// Leased tasks in all.
     pub leased: u64,
+    /// Steps for which something is made beside the loop: inputs, or the list of a fan-out's outputs.
+    pub due: BTreeSet<(RunId, u16)>,
 }
 
 /// Where a task stands among the others.
@@ -84,12 +86,26 @@ impl Indexes {
     }
 
     pub(crate) fn insert_run(&mut self, run: &Run) {
+        self.due.extend(due_steps(run));
         each_task(run, |task, found| self.insert(Place { flow: run.flow, priority: run.priority, task }, found));
     }
 
     pub(crate) fn remove_run(&mut self, run: &Run) {
+        for due in due_steps(run) {
+            self.due.remove(&due);
+        }
         each_task(run, |task, found| self.remove(Place { flow: run.flow, priority: run.priority, task }, found));
     }
+}
+
+/// The steps of a run for which something is made beside the loop.
+pub(crate) fn due_steps(run: &Run) -> impl Iterator<Item = (RunId, u16)> {
+    let is_due = |step: &StepRun| match step {
+        StepRun::Due(_) => true,
+        StepRun::Fan(fan) => fan.is_full(),
+        _ => false,
+    };
+    (0u16..).zip(run.steps.iter()).filter(move |(_, step)| is_due(step)).map(|(place, _)| (run.id, place))
 }
 
 /// Calls `see` with every task of a run that exists and has no step result yet.
@@ -102,7 +118,7 @@ pub(crate) fn each_task(run: &Run, mut see: impl FnMut(TaskRef, &Task)) {
                     see(TaskRef { run: run.id, step, item: Some(item) }, task);
                 }
             }
-            StepRun::Waiting | StepRun::Skipped | StepRun::Done(_) | StepRun::Faulted(_) => {}
+            StepRun::Waiting | StepRun::Due(_) | StepRun::Skipped | StepRun::Done(_) | StepRun::Faulted(_) => {}
         }
     }
 }

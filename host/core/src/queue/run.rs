@@ -53,6 +53,8 @@ pub struct RunExtra {
 pub enum StepRun {
     /// For its needs.
     Waiting,
+    /// For its input, which is made beside the loop.
+    Due(Box<Due>),
     Single(Box<Task>),
     Fan(Box<Fan>),
     Skipped,
@@ -71,6 +73,14 @@ pub struct StepDone {
     pub items: Option<u32>,
     /// The ends of its tasks, for `queue show`.
     pub tasks: Vec<TaskEnd>,
+}
+
+/// A step whose input, or whose list of inputs, is made beside the loop.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Due {
+    /// Those of a fan-out that are in the log already.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<Payload>,
 }
 
 /// The tasks of a fan-out, in the order of the list.
@@ -291,6 +301,14 @@ impl Run {
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         self.extra.as_ref()?.key.as_deref()
+    }
+}
+
+impl Fan {
+    /// Whether every item succeeded: the list of their outputs is made beside the loop.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.succeeded as usize == self.tasks.len()
     }
 }
 

@@ -67,6 +67,8 @@ pub struct State {
     /// The segment that takes the events being applied.
     pub segment: u64,
     pub progress: BTreeMap<TaskRef, u8>,
+    /// Steps for which the shell makes something; what is missing of [`Indexes::due`] is asked for at the start.
+    pub asked: BTreeSet<(RunId, u16)>,
     /// The run that the newest event ended with dead letters: the files of these are to be archived. Replay drops it.
     pub purged: Option<Box<Run>>,
     pub refused_reports: u64,
@@ -219,6 +221,7 @@ impl State {
                     StepRun::Single(task) => see_task(task, &mut see),
                     StepRun::Fan(fan) => fan.tasks.iter().for_each(|task| see_task(task, &mut see)),
                     StepRun::Done(done) => done.output.iter().for_each(&mut see),
+                    StepRun::Due(due) => due.inputs.iter().for_each(&mut see),
                     StepRun::Waiting | StepRun::Skipped | StepRun::Faulted(_) => {}
                 }
             }

@@ -192,7 +192,7 @@ fn unfinished_row(state: &State, run: &Run) -> RunRow {
     let (mut done, mut total) = (0, 0);
     for step in &run.steps {
         let (d, t) = match step {
-            StepRun::Waiting | StepRun::Single(_) | StepRun::Faulted(_) => (0, 1),
+            StepRun::Waiting | StepRun::Due(_) | StepRun::Single(_) | StepRun::Faulted(_) => (0, 1),
             StepRun::Fan(fan) => (u64::from(fan.succeeded), fan.tasks.len() as u64),
             StepRun::Skipped => (1, 1),
             StepRun::Done(step) => (step.tasks.len() as u64, step.tasks.len() as u64),
@@ -357,6 +357,7 @@ fn step_rows(
             let names = open.map(|need| step_id(def, *need)).collect::<Vec<_>>().join(", ");
             rows.push(bare(TaskState::Waiting, Some(names)));
         }
+        StepRun::Due(_) => rows.push(bare(TaskState::Waiting, Some(String::from("its input is made")))),
         StepRun::Single(task) => rows.push(row(whole, task)),
         StepRun::Fan(fan) => rows
             .extend(fan.tasks.iter().zip(0u32..).map(|(task, item)| row(TaskRef { item: Some(item), ..whole }, task))),

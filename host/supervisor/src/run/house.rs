@@ -16,7 +16,7 @@ use tm_core::{
     id::{Digest, FlowNo, RunId, TaskRef, WorkerId},
     json::Payload,
     queue::{
-        decide::{Runnable, purged_entries},
+        decide::{Making, Runnable, purged_entries},
         effect::{Effect, Input, Outcome, Report, Ticket},
         lanes::{Slot, Want},
         results::Ended,
@@ -39,6 +39,7 @@ use super::{
 };
 use crate::{
     daemon::edge::connection_of,
+    evaluate::MiniJinja,
     store::{
         artifacts::{Artifacts, ManifestFile},
         disk::Disk,
@@ -66,6 +67,11 @@ pub(super) struct House<D: Disk> {
     pub(super) letters: Dlq<D>,
     /// Writes dead letters' files.
     pub(super) files: Lane,
+    /// Makes inputs and lists.
+    pub(super) makers: Lane,
+    pub(super) evaluate: Arc<MiniJinja>,
+    /// What is being made.
+    pub(super) making: u64,
     /// Dead letters whose files are still to be archived.
     pub(super) archives: Arc<AtomicU64>,
     pub(super) happenings: Sender<Happening>,
@@ -105,6 +111,7 @@ impl<D: Disk> Shell for House<D> {
         match effect {
             Effect::Reply { ticket, reply } => self.replies.push((ticket, reply)),
             Effect::Start { worker, task, attempt } => self.start(ended.state, worker, task, attempt, now),
+            Effect::Make(making) => self.make(making),
             Effect::Cancel { worker, task, attempt } => {
                 if let Some(pool) = &mut self.pool {
                     pool.cancel(worker, task, attempt, CANCEL_GRACE_MS);
@@ -159,6 +166,16 @@ impl<D: Disk> House<D> {
             steps.filter_map(|(flow, step)| state.indexes.lanes.lane(flow, step)).map(|lane| lane.profile).collect();
         let hints: Vec<Want> = profiles.into_iter().map(|profile| Want { profile, ready: 0, since: now }).collect();
         self.wanted(state, &hints, now);
+    }
+
+    fn make(&mut self, making: Making) {
+        let (evaluate, blobs, happenings) = (Arc::clone(&self.evaluate), self.blobs.clone(), self.happenings.clone());
+        self.making += 1;
+        self.makers.give(move || {
+            let made = making.make(&*evaluate, &blobs);
+            // Nobody listens any more when the supervisor stops: the next one makes it again.
+            drop(happenings.send(Happening::Made { run: making.run, step: making.step, made }));
+        });
     }
 
     /// Archives files of dead letters beside the loop, and calls it when bulk actions may go on.

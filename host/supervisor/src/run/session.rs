@@ -79,6 +79,10 @@ impl<D: Disk> Session<D> {
             // The turn that follows asks the house.
             Happening::CaughtUp => {}
             Happening::Input(input) => self.reports.push_back(input),
+            Happening::Made { run, step, made } => {
+                self.house.making -= 1;
+                self.reports.push_back(Input::Made { run, step, made });
+            }
             Happening::Registered { ticket, outcome } => match outcome {
                 Ok(input) => self.requests.push(connection_of(ticket), *input),
                 Err(error) => self.house.replies.push((ticket, Reply::Error(*error))),
@@ -116,7 +120,8 @@ impl<D: Disk> Session<D> {
             pool.flush();
         }
         let more = !self.is_settled();
-        if !more && !self.sweeper.is_running() {
+        let unnamed = self.house.making > 0 || self.turn.has_made();
+        if !more && !unnamed && !self.sweeper.is_running() {
             self.house.blobs.unpin();
         }
         self.file_again(now);

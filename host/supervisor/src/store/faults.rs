@@ -11,18 +11,18 @@ use std::{
 use super::disk::{Disk, DiskError, Entry, How, MemDisk};
 
 #[derive(Clone)]
-pub(super) struct FaultDisk {
-    pub(super) inner: MemDisk,
+pub(crate) struct FaultDisk {
+    pub(crate) inner: MemDisk,
     /// Bytes by which files may still grow.
-    pub(super) quota: Arc<AtomicU64>,
-    pub(super) fail_sync: Arc<AtomicBool>,
-    pub(super) syncs: Arc<AtomicU64>,
+    pub(crate) quota: Arc<AtomicU64>,
+    pub(crate) fail_sync: Arc<AtomicBool>,
+    pub(crate) syncs: Arc<AtomicU64>,
     /// Calls that change something.
-    pub(super) changes: Arc<AtomicU64>,
+    pub(crate) changes: Arc<AtomicU64>,
 }
 
 impl FaultDisk {
-    pub(super) fn new(inner: MemDisk) -> Self {
+    pub(crate) fn new(inner: MemDisk) -> Self {
         Self {
             inner,
             quota: Arc::new(AtomicU64::new(u64::MAX)),

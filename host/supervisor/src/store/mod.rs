@@ -19,7 +19,7 @@ pub mod verify;
 #[cfg(test)]
 mod artifacts_tests;
 #[cfg(test)]
-mod faults;
+pub(crate) mod faults;
 #[cfg(test)]
 mod log_tests;
 #[cfg(test)]

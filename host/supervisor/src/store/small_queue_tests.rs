@@ -96,6 +96,7 @@ impl Shell for Hands {
             Effect::ArchiveRun { run, flow, at } => {
                 purged_entries(&run, &flow, at).for_each(|entry| self.letters.archive(&entry).unwrap());
             }
+            Effect::Make(making) => panic!("nothing here is made beside the loop: {making:?}"),
             Effect::Reply { .. } | Effect::Cancel { .. } | Effect::RunEnded { .. } => {}
         }
     }
@@ -141,7 +142,7 @@ fn enqueue(flow: &str, key: Option<String>, input: Payload) -> Input {
 pub(crate) fn open(disk: &MemDisk) -> Turn<MemDisk> {
     let blobs = Stored(BlobStore::new(disk.clone()).unwrap());
     let rules = Rules { policy: Policy::default(), evaluate: Box::new(MiniJinja::new()), blobs: Box::new(blobs) };
-    let reserve = Reserve { end_bytes: 2048, large_end_bytes: 8192, slack_bytes: 1024 };
+    let reserve = Reserve { end_bytes: 2048, sweep_bytes: 8192, slack_bytes: 1024 };
     Turn::open(disk.clone(), OPTIONS, rules, [3; 16], Millis(1_000_000)).unwrap().0.with_reserve(reserve)
 }
 

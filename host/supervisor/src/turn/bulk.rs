@@ -5,7 +5,7 @@ use tm_core::{queue::decide, time::Millis};
 use super::{Shell, Turn};
 use crate::store::{disk::Disk, log::LogError};
 
-/// What requeueing or purging one dead letter writes, payloads apart.
+/// What requeueing or purging one dead letter writes, the inputs apart that one decision makes.
 const PER_ENTRY_BYTES: u64 = 1024;
 
 impl<D: Disk> Turn<D> {
@@ -40,7 +40,7 @@ impl<D: Disk> Turn<D> {
             bulk.look(&self.state);
             let changes = bulk.changes(self.ended(now));
             // What is written must have room; what only looks or skips writes nothing, and needs none (I12).
-            let bytes = self.reserve.large_end_bytes + PER_ENTRY_BYTES * changes as u64 + self.reserve.slack_bytes;
+            let bytes = self.reserve.end_bytes + PER_ENTRY_BYTES * changes as u64 + self.reserve.slack_bytes;
             if changes > 0 && !self.log.ensure(self.reserved_bytes() + bytes)? {
                 self.disk_full = true;
                 self.effects.push_back(bulk.broken_off(decide::no_room()));

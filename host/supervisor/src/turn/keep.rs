@@ -49,7 +49,7 @@ impl<D: Disk> Turn<D> {
         }
         let Some(mut sweep) = self.sweep.take() else { return Ok(false) };
         // Without room the sweep waits.
-        let room_bytes = sweep.needs_bytes().max(self.reserve.large_end_bytes);
+        let room_bytes = sweep.needs_bytes().max(self.reserve.sweep_bytes);
         if !self.log.ensure(self.reserved_bytes() + room_bytes)? {
             self.sweep = Some(sweep);
             self.sweep_waits = true;
@@ -156,14 +156,14 @@ impl<D: Disk> Turn<D> {
 
     /// Compacts all of the log at once.
     pub(super) fn compact_whole(&mut self, now: Millis) -> Result<(), LogError> {
-        let room_bytes = self.reserved_bytes() + self.reserve.large_end_bytes;
+        let room_bytes = self.reserved_bytes() + self.reserve.sweep_bytes;
         if !self.log.close_segment(room_bytes)? {
             return Ok(());
         }
         let Some(newest) = self.log.closed().last() else { return Ok(()) };
         let mut sweep = Sweep::new(newest.no);
         while !sweep.is_through() {
-            let room_bytes = sweep.needs_bytes().max(self.reserve.large_end_bytes);
+            let room_bytes = sweep.needs_bytes().max(self.reserve.sweep_bytes);
             if !self.log.ensure(self.reserved_bytes() + room_bytes)? {
                 return Ok(());
             }

@@ -1,12 +1,12 @@
 //! A run goes on: steps whose needs ended become tasks, the run ends or stalls.
 
-use alloc::{string::ToString, sync::Arc, vec::Vec};
+use alloc::{string::ToString, sync::Arc};
 
 use crate::{
     api::RunState,
     code,
     flow::{
-        advance::{Inputs, Next, RunOutput},
+        advance::{Inputs, RunOutput},
         evaluate::EvaluateFault,
     },
     id::{RunId, TaskRef},
@@ -30,40 +30,23 @@ impl Desk<'_> {
         };
         for (step, place) in def.steps.iter().zip(0u16..) {
             let Some(run) = self.state.runs.get(&id) else { return };
-            let inputs = Inputs { run, def: &def, evaluate: self.world.evaluate, blobs: self.world.blobs };
             match run.steps.get(usize::from(place)) {
                 Some(StepRun::Waiting) if step.needs.iter().all(|&need| has_ended(run, need)) => {
-                    match inputs.next(step) {
-                        Ok(Next::Ready(input)) => {
-                            let input = Some(input).filter(|input| *input != run.input);
-                            self.fact(Event::StepReady { run: id, step: place, input });
+                    let inputs = Inputs { run, def: &def, evaluate: self.world.evaluate, blobs: self.world.blobs };
+                    match inputs.at_once_bytes(step).filter(|bytes| *bytes <= self.at_once_left) {
+                        Some(bytes) => {
+                            let next = inputs.next(step);
+                            self.at_once_left -= bytes;
+                            self.became(id, place, next);
                         }
-                        Ok(Next::Fanned(inputs)) => {
-                            let empty = inputs.is_empty();
-                            self.fact(Event::StepFanned { run: id, step: place, inputs });
-                            if empty {
-                                let output = Payload::Inline(Json::of::<[u8]>(&[]));
-                                self.fact(Event::FanDone { run: id, step: place, output });
-                            }
+                        None => {
+                            self.fact(Event::StepDue { run: id, step: place });
+                            self.ask(id, place);
                         }
-                        Ok(Next::Skipped) => self.fact(Event::StepSkipped { run: id, step: place }),
-                        Err(fault) => self.fault(TaskRef { run: id, step: place, item: None }, &fault),
                     }
                 }
-                Some(StepRun::Fan(fan)) if fan.succeeded as usize == fan.tasks.len() => {
-                    let outputs: Vec<&Payload> = fan
-                        .tasks
-                        .iter()
-                        .filter_map(|task| match &task.phase {
-                            Phase::Succeeded(success) => Some(&success.output),
-                            _ => None,
-                        })
-                        .collect();
-                    match inputs.list(&outputs) {
-                        Ok(output) => self.fact(Event::FanDone { run: id, step: place, output }),
-                        Err(fault) => self.fault(TaskRef { run: id, step: place, item: None }, &fault),
-                    }
-                }
+                Some(StepRun::Due(_)) => self.ask(id, place),
+                Some(StepRun::Fan(fan)) if fan.is_full() => self.ask(id, place),
                 _ => {}
             }
         }
@@ -90,7 +73,7 @@ impl Desk<'_> {
         }
     }
 
-    fn fault(&mut self, task: TaskRef, fault: &EvaluateFault) {
+    pub(crate) fn fault(&mut self, task: TaskRef, fault: &EvaluateFault) {
         self.dead(task, 0, code::TEMPLATE_ERROR, fault.to_string(), "non_retryable", None, Usage::default());
     }
 
@@ -139,11 +122,12 @@ fn has_ended(run: &Run, need: u16) -> bool {
     matches!(run.steps.get(usize::from(need)), Some(StepRun::Done(_) | StepRun::Skipped))
 }
 
-/// Whether some task of the run can still move by itself.
+/// Whether something of the run can still move by itself.
 fn in_flight(run: &Run) -> bool {
     run.steps.iter().any(|step| match step {
         StepRun::Single(task) => !matches!(task.phase, Phase::Dead(_)),
-        StepRun::Fan(fan) => ((fan.succeeded + fan.dead) as usize) < fan.tasks.len(),
+        StepRun::Due(_) => true,
+        StepRun::Fan(fan) => fan.is_full() || ((fan.succeeded + fan.dead) as usize) < fan.tasks.len(),
         StepRun::Waiting | StepRun::Done(_) | StepRun::Skipped | StepRun::Faulted(_) => false,
     })
 }

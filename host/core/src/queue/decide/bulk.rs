@@ -305,7 +305,7 @@ fn key_holder(ended: Ended<'_>, task: TaskRef) -> Option<RunId> {
     (holder != task.run).then_some(holder)
 }
 
-/// Whether requeueing makes the step's input anew, which may be large.
+/// Whether requeueing makes the step's input anew, which may take as long as many entries.
 fn is_evaluated_again(state: &State, task: TaskRef) -> bool {
     let step = state.runs.get(&task.run).and_then(|run| run.steps.get(usize::from(task.step)));
     matches!(step, Some(StepRun::Faulted(_)))

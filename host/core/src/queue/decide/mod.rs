@@ -10,12 +10,14 @@ mod compact;
 mod enqueue;
 mod finish;
 mod lease;
+mod made;
 mod operate;
 mod pattern;
 
 pub use bulk::{Bulk, SLICE_MAX, no_room, stopping};
 pub use compact::{Sweep, results_dropped, results_kept};
 pub use lease::{Runnable, lease};
+pub use made::{Arrival, ITEMS_PER_SLICE, Made, Making, unmade};
 pub use operate::changes;
 
 use alloc::{
@@ -29,6 +31,7 @@ use crate::{
     code::{self, Class},
     flow::{advance::Blobs, evaluate::Evaluate},
     id::{Attempt, TaskRef, WorkerId},
+    limits::AT_ONCE_MAX_BYTES,
     queue::{
         effect::{Effect, Input, Step},
         event::Event,
@@ -57,12 +60,14 @@ pub struct World<'a> {
 pub(crate) struct Desk<'a> {
     pub(crate) state: &'a mut State,
     pub(crate) world: World<'a>,
+    /// Bytes of inputs that this decision may still make itself.
+    pub(crate) at_once_left: u64,
     step: Step,
 }
 
 impl<'a> Desk<'a> {
     pub(crate) fn new(state: &'a mut State, world: World<'a>) -> Self {
-        Self { state, world, step: Step::default() }
+        Self { state, world, at_once_left: AT_ONCE_MAX_BYTES, step: Step::default() }
     }
 
     pub(crate) fn fact(&mut self, event: Event) {
@@ -86,22 +91,26 @@ impl<'a> Desk<'a> {
 
 /// Decides what follows from one input.
 pub fn decide(state: &mut State, world: World<'_>, input: Input) -> Step {
-    let input = match Bulk::of(state, input, SLICE_MAX) {
+    let bulk = Bulk::of(state, input, SLICE_MAX);
+    let mut desk = Desk::new(state, world);
+    let input = match bulk.map_err(Arrival::of) {
         Ok(bulk) => {
-            let mut desk = Desk::new(state, world);
             bulk.whole(&mut desk);
             return desk.done();
         }
-        Err(input) => input,
+        Err(Ok(arrival)) => {
+            arrival.whole(&mut desk);
+            return desk.done();
+        }
+        Err(Err(input)) => input,
     };
-    let mut desk = Desk::new(state, world);
     match input {
         Input::Register { ticket, tenant, def, warnings } => desk.register(ticket, tenant, def, warnings),
         Input::Enqueue { ticket, request, input } => desk.enqueue(ticket, &request, input),
         Input::Cancel { ticket, id } => desk.cancel(ticket, &id),
         Input::ForgetKey { ticket, tenant, flow, key } => desk.forget_key(ticket, &tenant, flow, key),
-        // [`Bulk::of`] has taken them.
-        Input::Requeue { .. } | Input::Purge { .. } => {}
+        // [`Bulk::of`] and [`Arrival::of`] have taken them.
+        Input::Requeue { .. } | Input::Purge { .. } | Input::Made { .. } => {}
         Input::Report { from, report } => desk.report(from, *report),
         Input::Progress { from, task, attempt, percent } => desk.progress(from, task, attempt, percent),
         Input::WorkerGone { worker } => desk.worker_gone(worker),

@@ -5,6 +5,7 @@ mod bulk;
 mod compaction;
 mod flows;
 mod keys;
+mod made;
 mod model;
 mod operator;
 mod order;
@@ -34,9 +35,9 @@ use crate::{
     limits::Limits,
     queue::{
         check::check,
-        decide::{self, Runnable, World, decide},
+        decide::{self, Making, Runnable, World, decide},
         effect::{Effect, Input, Outcome, Report, Step, Ticket},
-        event::Frame,
+        event::{Event, Frame},
         lanes::{FairOrder, Profile, ProfileNo, Slot},
         policy::Policy,
         results::{Ended, Kept, NoResults, Results, Shelved},
@@ -158,8 +159,22 @@ impl Bench {
         bench
     }
 
-    /// Makes one decision; its frame is recorded.
+    /// Makes one decision, and what it asks for; frames are recorded.
     pub(super) fn make(&mut self, make: impl FnOnce(&mut State, World<'_>) -> Step) -> Vec<Effect> {
+        let mut effects = self.make_one(make);
+        let mut next = 0;
+        while next < effects.len() {
+            if let Effect::Make(making) = &effects[next] {
+                let made = made(making);
+                effects.extend(self.make_one(|state, world| decide(state, world, made)));
+            }
+            next += 1;
+        }
+        effects
+    }
+
+    /// Makes one decision; its frame is recorded.
+    pub(super) fn make_one(&mut self, make: impl FnOnce(&mut State, World<'_>) -> Step) -> Vec<Effect> {
         let world = World {
             policy: &self.policy,
             evaluate: &Paths,
@@ -322,6 +337,11 @@ impl Bench {
     }
 }
 
+/// What the shell brings for what was asked.
+pub(super) fn made(making: &Making) -> Input {
+    Input::Made { run: making.run, step: making.step, made: making.make(&Paths, &NoBlobs) }
+}
+
 pub(super) fn replay(log: &[(Frame, u64)]) -> State {
     let mut state = State::default();
     log.iter().for_each(|(frame, segment)| state.replay(frame, *segment));
@@ -369,6 +389,7 @@ pub(super) fn image(state: &State) -> String {
     (state.segment, state.refused_reports, state.last_at, state.totals.orphans) = (0, 0, Millis(0), 0);
     state.newest_run = None;
     state.progress.clear();
+    state.asked.clear();
     for run in state.runs.values_mut() {
         run.home = 0;
     }
