@@ -14,6 +14,7 @@ mod lost;
 mod queue;
 mod refusals;
 mod supervisor;
+mod timeouts;
 mod turns;
 mod user;
 mod watch;

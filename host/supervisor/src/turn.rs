@@ -58,10 +58,12 @@ impl Default for Reserve {
 const SWEEP_SLICE: usize = 64;
 /// Finished runs that one turn forgets.
 const EXPIRE_SLICE: usize = 512;
+/// Tasks of runs over their time that one turn ends.
+const OVER_SLICE: usize = 256;
 /// Leases that one turn makes.
 const LEASES_PER_TURN_MAX: usize = 1024;
 
-/// What requeueing or purging one dead letter writes, payloads apart.
+/// What making, requeueing or purging one dead letter writes, payloads apart.
 const PER_ENTRY_BYTES: u64 = 1024;
 /// How long until a full disk is tried again, when nothing else happens.
 const ROOM_AGAIN_MS: u64 = 1000;
@@ -103,6 +105,8 @@ pub struct Turn<D: Disk> {
     sweep: Option<Sweep>,
     /// For room on the disk.
     sweep_waits: bool,
+    /// For room on the disk: runs over their time.
+    over_waits: bool,
     /// Dead letters whose files are synced, for which the log had no room.
     filed: Vec<String>,
     /// What the last sweep copied: the estimate of what is live.
@@ -140,6 +144,7 @@ impl<D: Disk> Turn<D> {
             fair: FairOrder::default(),
             sweep: None,
             sweep_waits: false,
+            over_waits: false,
             filed: Vec::new(),
             live_bytes: 0,
             swept_bytes: 0,
@@ -197,6 +202,7 @@ impl<D: Disk> Turn<D> {
         for gone in self.state.expire(now, EXPIRE_SLICE) {
             shell.forgotten(&gone);
         }
+        self.time_out(now)?;
         self.state.promote(now);
         let wants = self.state.indexes.lanes.wants(&|flow, step| shell.runnable(flow, step) == Runnable::Yes);
         if !self.draining {
@@ -251,8 +257,10 @@ impl<D: Disk> Turn<D> {
             return Ok(Some(now));
         }
         let sync = self.log.sync_due(now)?;
-        let room = (self.sweep_waits || self.disk_full || !self.filed.is_empty()).then(|| now.plus(ROOM_AGAIN_MS));
-        Ok([self.state.next_deadline(), sync, room].into_iter().flatten().min())
+        let again = now.plus(ROOM_AGAIN_MS);
+        let room = (self.sweep_waits || self.disk_full || !self.filed.is_empty()).then_some(again);
+        let due = self.state.next_deadline().map(|due| if self.over_waits { due.max(again) } else { due });
+        Ok([due, sync, room].into_iter().flatten().min())
     }
 
     /// One input, when there is room for what it may write.
@@ -332,6 +340,17 @@ impl<D: Disk> Turn<D> {
             && self.state.step_of(task).is_some_and(|(flow, _)| {
                 flow.def.steps.iter().any(|step| step.for_each.is_some() && step.needs.contains(&task.step))
             })
+    }
+
+    /// Ends what is open of runs over their time, a slice of it, once there is room to say so.
+    fn time_out(&mut self, now: Millis) -> Result<(), LogError> {
+        let is_due = self.state.indexes.deadlines.due(now).is_some();
+        let bytes = OVER_SLICE as u64 * PER_ENTRY_BYTES + self.reserve.slack_bytes;
+        self.over_waits = is_due && !self.log.ensure(self.reserved_bytes() + bytes)?;
+        if is_due && !self.over_waits {
+            self.decide(now, |state, world| decide::time_out(state, world, OVER_SLICE));
+        }
+        Ok(())
     }
 
     /// Free slots take ready tasks, as many as the disk has room for their ends.

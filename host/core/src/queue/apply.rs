@@ -157,6 +157,7 @@ impl State {
             Event::Stalled { run } => {
                 let found = self.runs.get_mut(run)?;
                 found.state = RunState::Stalled;
+                self.indexes.unwatch(found, timeout_ms(&self.flows, found));
                 let name = key_name(&self.flows, found);
                 self.free_key(name, *run);
             }
@@ -191,7 +192,7 @@ impl State {
             Event::FinishedSnapshot(finished) => {
                 self.flows.get(&finished.flow)?;
                 if let Some(run) = self.runs.remove(&finished.id) {
-                    self.indexes.remove_run(&run);
+                    self.indexes.remove_run(&run, timeout_ms(&self.flows, &run));
                 }
                 self.keep_finished(FinishedRun { home: self.segment, ..(**finished).clone() });
             }
@@ -225,9 +226,11 @@ impl State {
         if let Some(name) = key_name(&self.flows, &run) {
             self.keys.insert(name, run.id);
         }
-        if let Some(before) = self.runs.insert(run.id, Box::new(run)) {
-            self.indexes.remove_run(&before);
+        if let Some(before) = self.runs.remove(&run.id) {
+            self.indexes.remove_run(&before, timeout_ms(&self.flows, &before));
         }
+        self.indexes.watch(&run, timeout_ms(&self.flows, &run));
+        self.runs.insert(run.id, Box::new(run));
         Some(())
     }
 
@@ -338,6 +341,7 @@ impl State {
         self.totals.dlq_requeued += 1;
         let run = self.runs.get_mut(&task.run)?;
         run.state = RunState::Active;
+        self.indexes.watch(run, timeout_ms(&self.flows, run));
         if let Some(name) = key_name(&self.flows, run) {
             self.keys.insert(name, task.run);
         }
@@ -368,7 +372,7 @@ impl State {
         at: Millis,
     ) -> Option<()> {
         let run = self.runs.remove(&id)?;
-        self.indexes.remove_run(&run);
+        self.indexes.remove_run(&run, timeout_ms(&self.flows, &run));
         match state {
             RunState::Succeeded => self.totals.runs_succeeded += 1,
             RunState::Cancelled => self.totals.runs_cancelled += 1,
@@ -428,7 +432,7 @@ impl State {
 
     fn run_snapshot(&mut self, run: &Run) {
         if let Some(before) = self.runs.remove(&run.id) {
-            self.indexes.remove_run(&before);
+            self.indexes.remove_run(&before, timeout_ms(&self.flows, &before));
             for (_, letter) in before.letters() {
                 self.letters.remove(&letter.entry);
             }
@@ -436,7 +440,7 @@ impl State {
         self.forget_finished(run.id);
         let mut run = run.clone();
         run.home = self.segment;
-        self.indexes.insert_run(&run);
+        self.indexes.insert_run(&run, timeout_ms(&self.flows, &run));
         for (task, letter) in run.letters() {
             self.letters.insert(letter.entry.clone(), task);
         }
@@ -511,6 +515,14 @@ fn needless(flows: &alloc::collections::BTreeMap<crate::id::FlowNo, Registered>,
         .get(&run.flow)
         .and_then(|flow| flow.def.steps.get(usize::from(step)))
         .is_some_and(|step| step.needs.is_empty())
+}
+
+/// `run_timeout_ms` of the flow that a run pins.
+pub(crate) fn timeout_ms(
+    flows: &alloc::collections::BTreeMap<crate::id::FlowNo, Registered>,
+    run: &Run,
+) -> Option<u64> {
+    flows.get(&run.flow)?.def.run_timeout_ms
 }
 
 pub(crate) fn key_name(

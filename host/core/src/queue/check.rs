@@ -11,6 +11,7 @@ use crate::{
     api::RunState,
     id::{TaskRef, WorkerId},
     queue::{
+        deadlines::Deadlines,
         indexes::each_task,
         run::{Phase, StepRun},
         state::State,
@@ -24,6 +25,7 @@ pub fn check(state: &State) -> Vec<String> {
     let (mut ready, mut delayed) = (0u64, BTreeSet::new());
     let mut leases: BTreeMap<WorkerId, BTreeSet<TaskRef>> = BTreeMap::new();
     let mut letters = BTreeMap::new();
+    let mut deadlines = Deadlines::default();
     for run in state.runs.values() {
         let Some(flow) = state.flow_of(run) else {
             broken.push(format!("run {} names flow {} which is not registered", run.id, run.flow.0));
@@ -31,6 +33,9 @@ pub fn check(state: &State) -> Vec<String> {
         };
         if !matches!(run.state, RunState::Active | RunState::Stalled) {
             broken.push(format!("run {} has ended and is still among the unfinished", run.id));
+        }
+        if let Some(timeout_ms) = flow.def.run_timeout_ms.filter(|_| run.state == RunState::Active) {
+            deadlines.insert(run, timeout_ms);
         }
         let mut moving = false;
         each_task(run, |task, found| {
@@ -101,6 +106,9 @@ pub fn check(state: &State) -> Vec<String> {
         || leases.values().map(BTreeSet::len).sum::<usize>() as u64 != state.indexes.leased
     {
         broken.push(String::from("the leased tasks and their index differ"));
+    }
+    if deadlines != state.indexes.deadlines {
+        broken.push(String::from("the deadlines of the active runs and their index differ"));
     }
     if letters != state.letters {
         broken.push(String::from("the dead letters and their index differ"));

@@ -5,8 +5,10 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 
 use crate::{
+    api::RunState,
     id::{FlowNo, TaskRef, WorkerId},
     queue::{
+        deadlines::Deadlines,
         lanes::{Lanes, Rank},
         run::{Phase, Run, StepRun, Task},
     },
@@ -20,6 +22,7 @@ pub struct Indexes {
     pub leases: BTreeMap<WorkerId, BTreeSet<TaskRef>>,
     /// Leased tasks in all.
     pub leased: u64,
+    pub deadlines: Deadlines,
 }
 
 /// Where a task stands among the others.
@@ -70,12 +73,28 @@ impl Indexes {
         self.insert(place, task);
     }
 
-    pub(crate) fn insert_run(&mut self, run: &Run) {
+    /// `timeout_ms` is that of its flow.
+    pub(crate) fn insert_run(&mut self, run: &Run, timeout_ms: Option<u64>) {
+        self.watch(run, timeout_ms);
         each_task(run, |task, found| self.insert(Place { flow: run.flow, priority: run.priority, task }, found));
     }
 
-    pub(crate) fn remove_run(&mut self, run: &Run) {
+    pub(crate) fn remove_run(&mut self, run: &Run, timeout_ms: Option<u64>) {
+        self.unwatch(run, timeout_ms);
         each_task(run, |task, found| self.remove(Place { flow: run.flow, priority: run.priority, task }, found));
+    }
+
+    /// An active run has a deadline, when its flow has one.
+    pub(crate) fn watch(&mut self, run: &Run, timeout_ms: Option<u64>) {
+        if let Some(timeout_ms) = timeout_ms.filter(|_| run.state == RunState::Active) {
+            self.deadlines.insert(run, timeout_ms);
+        }
+    }
+
+    pub(crate) fn unwatch(&mut self, run: &Run, timeout_ms: Option<u64>) {
+        if let Some(timeout_ms) = timeout_ms {
+            self.deadlines.remove(run, timeout_ms);
+        }
     }
 }
 

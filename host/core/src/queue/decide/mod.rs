@@ -11,10 +11,12 @@ mod finish;
 mod lease;
 mod operate;
 mod pattern;
+mod timeout;
 
 pub use compact::Sweep;
 pub use lease::{Runnable, lease};
 pub use operate::changes;
+pub use timeout::time_out;
 
 use alloc::{boxed::Box, string::String, vec::Vec};
 

@@ -7,6 +7,7 @@ mod keys;
 mod model;
 mod operator;
 mod order;
+mod timeouts;
 
 use alloc::{
     boxed::Box,
