@@ -151,6 +151,47 @@ fn components_that_are_no_steps_are_refused_before_a_run_exists() {
     assert_eq!(home.tm(&["run", "flow.yaml"]).code, Some(3));
 }
 
+/// A good step that imports something before.
+fn importing(import: &str) -> Vec<u8> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/guests/wat");
+    let echo = std::fs::read_to_string(folder.join("echo.wat")).unwrap();
+    wat::parse_str(echo.replacen("(component", &format!("(component {import}"), 1)).unwrap()
+}
+
+#[test]
+fn an_import_of_another_type_is_refused_before_a_run_exists() {
+    let home = Home::new();
+    home.write(
+        "log.wasm",
+        importing(r#"(import "tracemind:flow/log@0.1.0" (instance (export "emit" (func (param "level" u32)))))"#),
+    );
+    home.write("exit.wasm", importing(r#"(import "wasi:cli/exit@0.2.0" (instance (export "leave" (func))))"#));
+    home.write(
+        "flow.yaml",
+        "flow:\n  id: f\n  steps:\n    - { id: a, component: log.wasm }\n    - { id: b, component: exit.wasm }\n",
+    );
+    let checked = home.tm(&["check", "flow.yaml"]);
+    snapshot!(checked, @"
+    stderr:
+    error: flow.yaml:4:27: imports tracemind:flow/log@0.1.0, but its emit has another type: type mismatch with parameters: expected 2-tuple, found 1-tuple; the component's is `func(u32)`
+       |
+     4 |     - { id: a, component: log.wasm }
+       |                           ^
+     hint: build the component against this host's interfaces: WASI 0.2 and wit/
+    error: flow.yaml:5:27: imports wasi:cli/exit@0.2.0 with leave, which this host's does not have
+       |
+     5 |     - { id: b, component: exit.wasm }
+       |                           ^
+     hint: build the component against this host's interfaces: WASI 0.2 and wit/
+    exit: 3
+    ");
+    for command in [&["run", "flow.yaml"][..], &["enqueue", "flow.yaml"]] {
+        let ran = home.tm(command);
+        assert_eq!(ran.code, Some(3), "{ran}");
+        assert!(["its emit has another type", "with leave"].iter().all(|words| ran.stderr.contains(words)), "{ran}");
+    }
+}
+
 /// A flow whose text, whose missing component and whose broken component are all at fault.
 pub(crate) fn faulty_flow(home: &Home) -> &'static str {
     home.write("broken.wasm", "no component");

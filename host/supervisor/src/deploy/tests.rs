@@ -21,6 +21,7 @@ impl Inspect for Lines {
             digest: Digest([0; 32]),
             imports: text.lines().map(str::to_owned).collect(),
             exports: vec!["tracemind:flow/step@0.1.0".to_owned()],
+            import_faults: Vec::new(),
             required: Required { memory_min_bytes: 2 * MIB, ..Required::default() },
         })
     }
