@@ -7,7 +7,7 @@ pub(crate) const FLOW: &str = "flow:\n  id: f\n  steps:\n    - { id: a, componen
 
 fn enqueue(flow: &str) -> Ran {
     let home = Home::new();
-    home.write("flow.yaml", flow).write("a.wasm", "");
+    home.write("flow.yaml", flow).write("a.wasm", guest("echo"));
     let ran = home.tm(&["enqueue", "flow.yaml"]);
     assert_eq!(home.files(), ["a.wasm", "flow.yaml"], "nothing is created");
     ran
@@ -57,6 +57,11 @@ fn all_faults_of_the_steps_are_said_at_once() {
          - { id: b, component: a.wasm, needs: [a] }\n    - { id: b, component: a.wasm, needs: [nobody] }\n"
     ), @"
     stderr:
+    error: flow.yaml:4:35: cycle of needs: a needs b needs a
+       |
+     4 |     - { id: a, component: a.wasm, needs: [b] }
+       |                                   ^
+     hint: take one of these needs away
     error: flow.yaml:6:13: step id 'b' is taken by steps[1]
        |
      6 |     - { id: b, component: a.wasm, needs: [nobody] }
@@ -65,11 +70,6 @@ fn all_faults_of_the_steps_are_said_at_once() {
        |
      6 |     - { id: b, component: a.wasm, needs: [nobody] }
        |                                           ^
-    error: flow.yaml:4:35: cycle of needs: a needs b needs a
-       |
-     4 |     - { id: a, component: a.wasm, needs: [b] }
-       |                                   ^
-     hint: take one of these needs away
     exit: 3
     ");
 }
@@ -149,6 +149,92 @@ fn components_that_are_no_steps_are_refused_before_a_run_exists() {
     let checked = home.tm(&["check", "flow.yaml", "--json"]);
     assert_eq!(checked.stdout.matches(r#""code":"COMPILE_FAILED""#).count(), 2, "{checked}");
     assert_eq!(home.tm(&["run", "flow.yaml"]).code, Some(3));
+}
+
+/// A good step that imports something before.
+fn importing(import: &str) -> Vec<u8> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/guests/wat");
+    let echo = std::fs::read_to_string(folder.join("echo.wat")).unwrap();
+    wat::parse_str(echo.replacen("(component", &format!("(component {import}"), 1)).unwrap()
+}
+
+#[test]
+fn an_import_of_another_type_is_refused_before_a_run_exists() {
+    let home = Home::new();
+    home.write(
+        "log.wasm",
+        importing(r#"(import "tracemind:flow/log@0.1.0" (instance (export "emit" (func (param "level" u32)))))"#),
+    );
+    home.write("exit.wasm", importing(r#"(import "wasi:cli/exit@0.2.0" (instance (export "leave" (func))))"#));
+    home.write(
+        "flow.yaml",
+        "flow:\n  id: f\n  steps:\n    - { id: a, component: log.wasm }\n    - { id: b, component: exit.wasm }\n",
+    );
+    let checked = home.tm(&["check", "flow.yaml"]);
+    snapshot!(checked, @"
+    stderr:
+    error: flow.yaml:4:27: imports tracemind:flow/log@0.1.0, but its emit has another type: type mismatch with parameters: expected 2-tuple, found 1-tuple; the component's is `func(u32)`
+       |
+     4 |     - { id: a, component: log.wasm }
+       |                           ^
+     hint: build the component against this host's interfaces: WASI 0.2 and wit/
+    error: flow.yaml:5:27: imports wasi:cli/exit@0.2.0 with leave, which this host's does not have
+       |
+     5 |     - { id: b, component: exit.wasm }
+       |                           ^
+     hint: build the component against this host's interfaces: WASI 0.2 and wit/
+    exit: 3
+    ");
+    for command in [&["run", "flow.yaml"][..], &["enqueue", "flow.yaml"]] {
+        let ran = home.tm(command);
+        assert_eq!(ran.code, Some(3), "{ran}");
+        assert!(["its emit has another type", "with leave"].iter().all(|words| ran.stderr.contains(words)), "{ran}");
+    }
+}
+
+/// A flow whose text, whose missing component and whose broken component are all at fault.
+pub(crate) fn faulty_flow(home: &Home) -> &'static str {
+    home.write("broken.wasm", "no component");
+    home.write(
+        "faulty.yaml",
+        "flow:\n  id: f\n  id: g\n  steps:\n    - { id: a, component: broken.wasm, neds: [] }\n    \
+         - { id: b, component: gone.wasm }\n",
+    );
+    "faulty.yaml"
+}
+
+#[test]
+fn a_fault_of_the_text_hides_none_of_the_components() {
+    let home = Home::new();
+    let flow = faulty_flow(&home);
+    let checked = home.tm(&["check", flow]);
+    snapshot!(checked, @r"
+    stderr:
+    error: faulty.yaml:3:3: key 'id' stands here again, first at 2:3
+       |
+     3 |   id: g
+       |   ^
+     hint: keep one of them
+    error: faulty.yaml:5:27: component 'broken.wasm': the file is not WebAssembly: it does not begin with \0asm
+       |
+     5 |     - { id: a, component: broken.wasm, neds: [] }
+       |                           ^
+    error: faulty.yaml:5:40: unknown key 'neds'
+       |
+     5 |     - { id: a, component: broken.wasm, neds: [] }
+       |                                        ^
+     hint: did you mean 'needs'?
+    error: faulty.yaml:6:27: HOME/gone.wasm does not exist
+       |
+     6 |     - { id: b, component: gone.wasm }
+       |                           ^
+    exit: 3
+    ");
+    // Whoever takes a flow file says the same.
+    assert_eq!(home.tm(&["enqueue", flow]).stderr, checked.stderr);
+    assert_eq!(home.tm(&["enqueue", flow, "--batch", "/dev/null"]).stderr, checked.stderr);
+    assert_eq!(home.tm(&["run", flow]).stderr, checked.stderr);
+    assert_eq!(home.files(), ["broken.wasm", "faulty.yaml"], "nothing is created");
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn every_fault_of_a_flow_is_an_error_as_tm_check_prints_it() {
     let home = Home::new();
     home.write("faulty.yaml", FAULTY);
     let checked = home.tm(&["check", "faulty.yaml"]);
-    assert_eq!(checked.stderr.matches("error: faulty.yaml:").count(), 2, "{checked}");
+    assert_eq!(checked.stderr.matches("error: faulty.yaml:").count(), 3, "{checked}");
     for command in ["enqueue", "run"] {
         let ran = home.tm(&[command, "faulty.yaml"]);
         assert_eq!((ran.code, &ran.stderr), (Some(3), &checked.stderr), "{command}");

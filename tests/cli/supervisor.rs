@@ -5,7 +5,10 @@ use std::{
     process::{Child, Stdio},
 };
 
-use crate::home::{Home, snapshot};
+use crate::{
+    flows::faulty_flow,
+    home::{Home, snapshot},
+};
 
 /// A supervisor that is ready; killed if a test leaves it behind.
 struct Running<'a> {
@@ -65,6 +68,27 @@ fn it_says_when_it_is_ready_and_how_it_ended() {
     hint: name the file that 'tm workers start' wrote: --pid-file FILE
     exit: 4
     ");
+}
+
+#[test]
+fn it_says_all_that_is_wrong_with_a_flow_of_its_folder() {
+    let home = Home::new();
+    faulty_flow(&home);
+    std::fs::create_dir(home.path("flows")).unwrap();
+    for file in ["faulty.yaml", "broken.wasm"] {
+        std::fs::rename(home.path(file), home.path("flows").join(file)).unwrap();
+    }
+    let mut running = Running::start(&home, &[]);
+    let mut errors = running.child.stderr.take().unwrap();
+    running.stop();
+    let mut said = String::new();
+    errors.read_to_string(&mut said).unwrap();
+    let checked = home.tm(&["check", "flows/faulty.yaml"]);
+    let faults = checked.stderr.lines().filter_map(|line| line.strip_prefix("error: "));
+    let faults: Vec<_> =
+        faults.map(|fault| fault.replace("HOME", home.path("").to_str().unwrap().trim_end_matches('/'))).collect();
+    assert_eq!(faults.len(), 4, "{checked}");
+    assert!(faults.iter().all(|fault| said.contains(fault.as_str())), "{said}\n{checked}");
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod read_only;
 mod refusals;
 mod stopped;
 mod supervisor;
+mod timeouts;
 mod turns;
 mod user;
 mod watch;

@@ -69,6 +69,109 @@ fn a_run_of_another_type_is_refused_with_what_is_there_and_what_was_expected() {
     assert!(message.contains("without its function run"), "{message}");
 }
 
+/// What an inspection says of a component's imports.
+fn import_faults(text: &str) -> Vec<String> {
+    let compiled = compile_with(&wat::parse_str(text).expect("a component's text"), |init| init.compile = false);
+    compiled.inspection.unwrap_or_else(|| panic!("{:?}", compiled.failed)).import_faults
+}
+
+/// A component that imports an interface of these functions.
+fn importing(interface: &str, functions: &str) -> String {
+    format!(r#"(component (import "{interface}" (instance {functions})))"#)
+}
+
+#[test]
+fn every_import_of_another_type_is_named_with_what_is_there() {
+    let level = r#"(type $l (enum "trace" "debug" "info" "warn" "error")) (export "level" (type $level (eq $l)))"#;
+    let emit = |types: &str| {
+        format!(r#"{types} (export "emit" (func {}))"#, r#"(param "level" $level) (param "message" string)"#)
+    };
+    assert_eq!(import_faults(&importing("tracemind:flow/log@0.1.0", &emit(level))), [""; 0], "as it is");
+    let (fewer, report) = (level.replace(r#" "error""#, ""), r#"(export "report" (func (param "percent" u8)))"#);
+    let text = format!(
+        r#"(component
+            (import "tracemind:flow/log@0.1.0" (instance {}))
+            (import "tracemind:flow/progress@0.1.3" (instance {report}))
+            (import "acme:weather/forecast@1.0.0" (instance (export "today" (func (result string)))))
+            (import "wasi:cli/exit@0.2.0" (instance (export "exit" (func (param "status" bool)))))
+            (import "wasi:clocks/wall-clock@0.2.3" (instance (export "today" (func (result u64))))))"#,
+        emit(&fewer)
+    );
+    let other = |import: &str, function: &str| format!("imports {import}, but its {function} has another type: ");
+    assert_eq!(
+        import_faults(&text),
+        [
+            "imports wasi:clocks/wall-clock@0.2.3 with today, which this host's does not have".to_owned(),
+            other("tracemind:flow/log@0.1.0", "emit")
+                + "type mismatch with parameters: expected enum of 5 names, found 4 names; \
+                   the component's is `func(enum { trace, debug, info, warn }, string)`",
+            other("tracemind:flow/progress@0.1.3", "report")
+                + "type mismatch with parameters: expected 2-tuple, found 1-tuple; the component's is `func(u8)`",
+            other("wasi:cli/exit@0.2.0", "exit")
+                + "type mismatch with parameters: expected `result` found `bool`; the component's is `func(bool)`",
+        ]
+    );
+}
+
+#[test]
+fn resources_that_interfaces_share_are_the_same_ones() {
+    // As any program that writes to its standard output imports them.
+    let streams = |write: &str| {
+        format!(
+            r#"(component
+            (import "wasi:io/error@0.2.0" (instance $error (export "error" (type (sub resource)))))
+            (alias export $error "error" (type $error))
+            (import "wasi:io/streams@0.2.1" (instance $streams
+                (export "output-stream" (type $out (sub resource)))
+                (alias outer 1 $error (type $e)) (export "error" (type $error (eq $e)))
+                (type $s (variant (case "last-operation-failed" (own $error)) (case "closed")))
+                (export "stream-error" (type $stream-error (eq $s)))
+                (export "[method]output-stream.check-write"
+                    (func (param "self" (borrow $out)) (result (result u64 (error $stream-error)))))
+                {write}))
+            (alias export $streams "output-stream" (type $out))
+            (import "wasi:cli/stdout@0.2.2" (instance
+                (alias outer 1 $out (type $o)) (export "output-stream" (type $out (eq $o)))
+                (export "get-stdout" (func (result (own $out)))))))"#
+        )
+    };
+    assert_eq!(import_faults(&streams("")), [""; 0]);
+    let flush = r#"(export "[method]output-stream.flush" (func (param "self" (borrow $out)) (result u64)))"#;
+    assert_eq!(
+        import_faults(&streams(flush)),
+        ["imports wasi:io/streams@0.2.1, but its [method]output-stream.flush has another type: type mismatch with \
+             results: expected `result` found `u64`; the component's is `func(a handle) -> u64`"]
+    );
+    // A resource that this host does not have.
+    let found = import_faults(&importing("wasi:io/streams@0.2.0", r#"(export "fountain" (type (sub resource)))"#));
+    let [fault] = &found[..] else { panic!("{found:?}") };
+    assert!(fault.starts_with("imports what this host has otherwise: "), "{fault}");
+    assert!(fault.contains("wasi:io/streams@0.2.0") && fault.contains("fountain"), "{fault}");
+}
+
+#[test]
+fn imports_after_code_are_looked_at_when_that_is_compiled() {
+    let text = r#"(component
+        (core module (func (export "f") (result i32) (i32.const 1)))
+        (import "tracemind:flow/cancel@0.1.0" (instance (export "requested" (func (result u8))))))"#;
+    assert_eq!(import_faults(text), [""; 0], "an inspection compiles no code");
+    let compiled = compile_with(&wat::parse_str(text).expect("a component's text"), |_| {});
+    let (code, message) = compiled.failed.expect("a failure");
+    assert_eq!(code, code::COMPILE_FAILED);
+    assert!(message.starts_with("it imports tracemind:flow/cancel@0.1.0, but its requested has another"), "{message}");
+    assert!(compiled.inspection.is_none() && compiled.native.is_none());
+}
+
+#[test]
+fn a_component_that_imports_thousands_of_functions_is_answered_in_an_instant() {
+    let functions: String = (0..20_000).map(|n| format!(r#"(export "f{n}" (func))"#)).collect();
+    let wrong = format!(r#"{functions} (export "requested" (func))"#);
+    let text = importing("tracemind:flow/cancel@0.1.0", &wrong);
+    let (found, took) = crate::harness::timed(|| import_faults(&text));
+    assert_eq!(found.len(), tm_worker::sandbox::imports::FAULTS_MAX);
+    assert!(took < std::time::Duration::from_secs(5), "{took:?}");
+}
+
 #[test]
 fn a_component_of_a_later_patch_version_of_the_contract_runs() {
     let compiled = compile_with(&changed("step@0.1.0", "step@0.1.7"), |_| {});

@@ -37,7 +37,7 @@ codes! {
     ARTIFACT_EMPTY = Retryable: "The step finished an artefact of zero bytes.",
     OUTPUT_INVALID = Fatal: "The step's output is not JSON.",
     TEMPLATE_ERROR = Fatal: "An input template or a condition failed, or its result is too large.",
-    RUN_TIMEOUT = Fatal: "The run was older than run_timeout_ms when the step was due.",
+    RUN_TIMEOUT = Fatal: "The run's time, run_timeout_ms, was up; what waited or ran of it ended.",
     HOST_ERROR = Retryable: "The host could not do its part for the step.",
     DISK_FULL = Retryable: "The host had no room to store what the step made.",
     WORKER_LOST = Retryable: "The worker process died or was killed while the step ran.",

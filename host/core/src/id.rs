@@ -41,6 +41,12 @@ impl RunId {
         let place = if before >> 16 == begin >> 64 { (before & 0xFFFF).saturating_add(1).min(0xFFFF) } else { 0 };
         Self(begin | place << 48 | u128::from(hasher.finish() >> 16))
     }
+
+    /// When it was minted, which is when the run was enqueued.
+    #[must_use]
+    pub const fn minted_at(self) -> Millis {
+        Millis((self.0 >> 80) as u64)
+    }
 }
 
 impl RunId {

@@ -11,6 +11,7 @@ pub mod backoff;
 pub mod code;
 pub mod flow;
 pub mod id;
+pub mod interfaces;
 pub mod json;
 pub mod limits;
 pub mod queue;

@@ -289,6 +289,9 @@ pub struct Inspection {
     /// Full names, `wasi:io/streams@0.2.6`.
     pub imports: Vec<String>,
     pub exports: Vec<String>,
+    /// What it imports of this host's interfaces and they do not have, or have with another type: one sentence each, that
+    /// begins with "imports".
+    pub import_faults: Vec<String>,
     pub required: Required,
 }
 

@@ -60,9 +60,12 @@ const EXPIRE_SLICE: usize = 512;
 const FINISHED_MAX: usize = 1024;
 /// How long until a sync beside the loop is asked after.
 const SYNC_AGAIN_MS: u64 = 2;
+/// Tasks of runs over their time that one turn ends.
+const OVER_SLICE: usize = 256;
 /// Leases that one turn makes.
 const LEASES_PER_TURN_MAX: usize = 1024;
-
+/// What making, requeueing or purging one dead letter writes, payloads apart.
+const PER_ENTRY_BYTES: u64 = 1024;
 /// How long until a full disk is tried again, when nothing else happens.
 const ROOM_AGAIN_MS: u64 = 1000;
 
@@ -126,6 +129,8 @@ pub struct Turn<D: Disk> {
     arrivals_wait: bool,
     /// Inputs of fan-outs that a turn takes.
     items_slice: usize,
+    /// For room on the disk: runs over their time.
+    over_waits: bool,
     /// Dead letters whose files are synced, for which the log had no room.
     filed: Vec<String>,
     /// What the last sweep copied: the estimate of what is live.
@@ -174,6 +179,7 @@ impl<D: Disk> Turn<D> {
             arrivals: VecDeque::new(),
             arrivals_wait: false,
             items_slice: decide::ITEMS_PER_SLICE,
+            over_waits: false,
             filed: Vec::new(),
             live_bytes: 0,
             swept_bytes: 0,
@@ -241,6 +247,7 @@ impl<D: Disk> Turn<D> {
         for gone in self.state.expire(now, EXPIRE_SLICE) {
             shell.forgotten(&gone);
         }
+        self.time_out(now)?;
         self.state.promote(now);
         let wants = self.state.indexes.lanes.wants(&|flow, step| shell.runnable(flow, step) == Runnable::Yes);
         if !self.draining {
@@ -321,13 +328,15 @@ impl<D: Disk> Turn<D> {
             return Ok(Some(now));
         }
         let sync = self.log.sync_due(now)?;
+        let again = now.plus(ROOM_AGAIN_MS);
         let waits =
             self.sweep_waits || self.disk_full || self.results_wait || self.arrivals_wait || !self.filed.is_empty();
-        let room = waits.then(|| now.plus(ROOM_AGAIN_MS));
+        let room = waits.then_some(again);
         let more = (self.results.is_forgetting() || self.holds_many_results()) && !self.results_wait;
         let results = if more { Some(now) } else { self.results.next_deadline().filter(|at| *at > now) };
         let beside = self.results_sync.then(|| now.plus(SYNC_AGAIN_MS));
-        Ok([self.state.next_deadline(), sync, room, results, beside].into_iter().flatten().min())
+        let due = self.state.next_deadline().map(|due| if self.over_waits { due.max(again) } else { due });
+        Ok([due, sync, room, results, beside].into_iter().flatten().min())
     }
 
     /// One input, when there is room for what it may write.
@@ -402,6 +411,17 @@ impl<D: Disk> Turn<D> {
             | Input::Aborted { .. }
             | Input::Filed { .. } => None,
         }
+    }
+
+    /// Ends what is open of runs over their time, a slice of it, once there is room to say so.
+    fn time_out(&mut self, now: Millis) -> Result<(), LogError> {
+        let is_due = self.state.indexes.deadlines.due(now).is_some();
+        let bytes = OVER_SLICE as u64 * PER_ENTRY_BYTES + self.reserve.slack_bytes;
+        self.over_waits = is_due && !self.log.ensure(self.reserved_bytes() + bytes)?;
+        if is_due && !self.over_waits {
+            self.decide(now, |state, world| decide::time_out(state, world, OVER_SLICE));
+        }
+        Ok(())
     }
 
     /// Free slots take ready tasks, as many as the disk has room for their ends.

@@ -2,6 +2,7 @@
 
 pub(crate) mod args;
 pub(crate) mod blame;
+pub(crate) mod checker;
 pub(crate) mod client;
 pub(crate) mod commands;
 pub(crate) mod exit;

@@ -7,6 +7,7 @@ pub mod contract;
 pub mod ctx;
 pub mod engine;
 pub mod files;
+pub mod imports;
 pub mod inspect;
 pub mod limits;
 pub mod linker;

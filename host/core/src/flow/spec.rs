@@ -20,7 +20,7 @@ pub struct FlowSpec {
     pub version: Option<String>,
     #[serde(default)]
     pub description: Option<String>,
-    /// From the enqueue; past it nothing of the run starts any more.
+    /// From the enqueue, or from when a delayed run may start; then what waits or runs of it ends with RUN_TIMEOUT.
     #[serde(default)]
     pub run_timeout_ms: Option<u64>,
     pub steps: Vec<StepSpec>,

@@ -177,6 +177,7 @@ impl State {
             Event::Stalled { run } => {
                 let found = self.runs.get_mut(run)?;
                 found.state = RunState::Stalled;
+                self.indexes.unwatch(found, timeout_ms(&self.flows, found));
                 let name = key_name(&self.flows, found);
                 self.free_key(name, *run);
             }
@@ -248,9 +249,11 @@ impl State {
         if let Some(name) = key_name(&self.flows, &run) {
             self.keys.insert(name, run.id);
         }
-        if let Some(before) = self.runs.insert(run.id, Box::new(run)) {
-            self.indexes.remove_run(&before);
+        if let Some(before) = self.runs.remove(&run.id) {
+            self.indexes.remove_run(&before, timeout_ms(&self.flows, &before));
         }
+        self.indexes.watch(&run, timeout_ms(&self.flows, &run));
+        self.runs.insert(run.id, Box::new(run));
         Some(())
     }
 
@@ -365,6 +368,7 @@ impl State {
         self.totals.dlq_requeued += 1;
         let run = self.runs.get_mut(&task.run)?;
         run.state = RunState::Active;
+        self.indexes.watch(run, timeout_ms(&self.flows, run));
         if let Some(name) = key_name(&self.flows, run) {
             self.keys.insert(name, task.run);
         }
@@ -398,7 +402,7 @@ impl State {
         for step in due_steps(&run) {
             self.asked.remove(&step);
         }
-        self.indexes.remove_run(&run);
+        self.indexes.remove_run(&run, timeout_ms(&self.flows, &run));
         match state {
             RunState::Succeeded => self.totals.runs_succeeded += 1,
             RunState::Cancelled => self.totals.runs_cancelled += 1,
@@ -458,7 +462,7 @@ impl State {
 
     fn run_snapshot(&mut self, run: &Run) {
         if let Some(before) = self.runs.remove(&run.id) {
-            self.indexes.remove_run(&before);
+            self.indexes.remove_run(&before, timeout_ms(&self.flows, &before));
             for (_, letter) in before.letters() {
                 self.letters.remove(&letter.entry);
             }
@@ -467,7 +471,7 @@ impl State {
         self.newest_run = self.newest_run.max(Some(run.id));
         let mut run = run.clone();
         run.home = self.segment;
-        self.indexes.insert_run(&run);
+        self.indexes.insert_run(&run, timeout_ms(&self.flows, &run));
         for (task, letter) in run.letters() {
             self.letters.insert(letter.entry.clone(), task);
         }
@@ -551,6 +555,14 @@ fn needless(flows: &alloc::collections::BTreeMap<crate::id::FlowNo, Registered>,
         .get(&run.flow)
         .and_then(|flow| flow.def.steps.get(usize::from(step)))
         .is_some_and(|step| step.needs.is_empty())
+}
+
+/// `run_timeout_ms` of the flow that a run pins.
+pub(crate) fn timeout_ms(
+    flows: &alloc::collections::BTreeMap<crate::id::FlowNo, Registered>,
+    run: &Run,
+) -> Option<u64> {
+    flows.get(&run.flow)?.def.run_timeout_ms
 }
 
 pub(crate) fn key_name(

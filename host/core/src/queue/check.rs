@@ -11,6 +11,7 @@ use crate::{
     api::RunState,
     id::{TaskRef, WorkerId},
     queue::{
+        deadlines::Deadlines,
         indexes::{due_steps, each_task},
         run::{Phase, StepRun},
         state::State,
@@ -25,6 +26,7 @@ pub fn check(state: &State) -> Vec<String> {
     let mut leases: BTreeMap<WorkerId, BTreeSet<TaskRef>> = BTreeMap::new();
     let mut letters = BTreeMap::new();
     let mut due = BTreeSet::new();
+    let mut deadlines = Deadlines::default();
     for run in state.runs.values() {
         let Some(flow) = state.flow_of(run) else {
             broken.push(format!("run {} names flow {} which is not registered", run.id, run.flow.0));
@@ -32,6 +34,9 @@ pub fn check(state: &State) -> Vec<String> {
         };
         if !matches!(run.state, RunState::Active | RunState::Stalled) {
             broken.push(format!("run {} has ended and is still among the unfinished", run.id));
+        }
+        if let Some(timeout_ms) = flow.def.run_timeout_ms.filter(|_| run.state == RunState::Active) {
+            deadlines.insert(run, timeout_ms);
         }
         let mut moving = due_steps(run).next().is_some();
         due.extend(due_steps(run));
@@ -110,6 +115,9 @@ pub fn check(state: &State) -> Vec<String> {
     }
     if !state.asked.is_subset(&state.indexes.due) {
         broken.push(String::from("something is made for a step that does not wait for it"));
+    }
+    if deadlines != state.indexes.deadlines {
+        broken.push(String::from("the deadlines of the active runs and their index differ"));
     }
     if letters != state.letters {
         broken.push(String::from("the dead letters and their index differ"));

@@ -5,8 +5,10 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 
 use crate::{
+    api::RunState,
     id::{FlowNo, RunId, TaskRef, WorkerId},
     queue::{
+        deadlines::Deadlines,
         lanes::{Lanes, Rank},
         run::{Phase, Run, StepRun, Task},
     },
@@ -25,6 +27,7 @@ pub struct Indexes {
     pub leased: u64,
     /// Steps for which something is made beside the loop: inputs, or the list of a fan-out's outputs.
     pub due: BTreeSet<(RunId, u16)>,
+    pub deadlines: Deadlines,
 }
 
 /// Where a task stands among the others.
@@ -85,16 +88,32 @@ impl Indexes {
         self.insert(place, task);
     }
 
-    pub(crate) fn insert_run(&mut self, run: &Run) {
+    /// `timeout_ms` is that of its flow.
+    pub(crate) fn insert_run(&mut self, run: &Run, timeout_ms: Option<u64>) {
+        self.watch(run, timeout_ms);
         self.due.extend(due_steps(run));
         each_task(run, |task, found| self.insert(Place { flow: run.flow, priority: run.priority, task }, found));
     }
 
-    pub(crate) fn remove_run(&mut self, run: &Run) {
+    pub(crate) fn remove_run(&mut self, run: &Run, timeout_ms: Option<u64>) {
+        self.unwatch(run, timeout_ms);
         for due in due_steps(run) {
             self.due.remove(&due);
         }
         each_task(run, |task, found| self.remove(Place { flow: run.flow, priority: run.priority, task }, found));
+    }
+
+    /// An active run has a deadline, when its flow has one.
+    pub(crate) fn watch(&mut self, run: &Run, timeout_ms: Option<u64>) {
+        if let Some(timeout_ms) = timeout_ms.filter(|_| run.state == RunState::Active) {
+            self.deadlines.insert(run, timeout_ms);
+        }
+    }
+
+    pub(crate) fn unwatch(&mut self, run: &Run, timeout_ms: Option<u64>) {
+        if let Some(timeout_ms) = timeout_ms {
+            self.deadlines.remove(run, timeout_ms);
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod check;
+pub mod deadlines;
 pub mod decide;
 pub mod effect;
 pub mod event;

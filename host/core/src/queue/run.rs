@@ -298,6 +298,12 @@ impl Run {
         })
     }
 
+    /// When its time begins, of a run that was not to start at once.
+    #[must_use]
+    pub fn begins_later(&self) -> Option<Millis> {
+        self.extra.as_ref()?.ready_at.filter(|at| *at > self.id.minted_at())
+    }
+
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         self.extra.as_ref()?.key.as_deref()

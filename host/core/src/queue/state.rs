@@ -200,7 +200,8 @@ impl State {
     pub fn next_deadline(&self) -> Option<Millis> {
         let delayed = self.next_delayed().map(|(at, _)| at);
         let expiry = self.expiry.first().map(|&(at, _)| at);
-        [delayed, expiry].into_iter().flatten().min()
+        let over = self.indexes.deadlines.first().map(|(at, _)| at);
+        [delayed, expiry, over].into_iter().flatten().min()
     }
 
     /// Every blob that something live names (I10): payloads, and the components of all flows.

@@ -1,69 +1,19 @@
-//! Which import of a component needs which grant: the one table.
+//! What does not fit between a component's imports, the grants of its step and this host.
 
 use tm_core::{
     code::{CAPABILITY_DENIED, COMPILE_FAILED},
     flow::{spec::GrantsDef, validate::Fault},
+    interfaces::{FLOW_SERIES, FLOW_VERSION, Interface, Needs},
     wire::Inspection,
 };
 
-/// The step interface's package, and the versions of it that this host offers.
-const FLOW_PACKAGE: &str = "tracemind:flow";
-const FLOW_OFFERED: &str = "0.1.0";
-const WASI_OFFERED: &str = "0.2";
-
-/// What an import asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Needs {
-    /// Nothing: without grants it reaches only what every step has.
-    Baseline,
-    Artifacts,
-    Clocks,
-    Random,
-    /// `files` or `scratch`.
-    Folders,
-}
-
-/// The first row that fits counts. `*` stands for all interfaces of the package.
-const TABLE: &[(&str, &str, Needs)] = &[
-    ("wasi:io", "*", Needs::Baseline),
-    ("wasi:cli", "*", Needs::Baseline),
-    ("wasi:random", "insecure-seed", Needs::Baseline),
-    ("wasi:random", "*", Needs::Random),
-    ("wasi:clocks", "*", Needs::Clocks),
-    ("wasi:filesystem", "*", Needs::Folders),
-    (FLOW_PACKAGE, "types", Needs::Baseline),
-    (FLOW_PACKAGE, "log", Needs::Baseline),
-    (FLOW_PACKAGE, "progress", Needs::Baseline),
-    (FLOW_PACKAGE, "cancel", Needs::Baseline),
-    (FLOW_PACKAGE, "artifacts", Needs::Artifacts),
-];
-
-/// `wasi:io/streams@0.2.6`.
-struct Interface<'a> {
-    package: &'a str,
-    name: &'a str,
-    version: &'a str,
-}
-
-impl<'a> Interface<'a> {
-    fn parse(full: &'a str) -> Option<Self> {
-        let (package, rest) = full.split_once('/')?;
-        let (name, version) = rest.split_once('@').unwrap_or((rest, ""));
-        Some(Self { package, name, version })
-    }
-
-    /// The version that this host offers of the package, when that is another one.
-    fn other_version(&self) -> Option<&'static str> {
-        let (offered, series) =
-            if self.package == FLOW_PACKAGE { (FLOW_OFFERED, "0.1.") } else { (WASI_OFFERED, "0.2.") };
-        (!self.version.starts_with(series)).then_some(offered)
-    }
-}
+/// What to do about a function that this host does not have, or has with another type.
+const OTHERWISE: &str = "build the component against this host's interfaces: WASI 0.2 and wit/";
 
 /// What does not fit between a step's component and its grants, both ways. `path` is the step's, `steps[2]`.
 ///
-/// Faults, each with its code, are imports without a grant, imports that this host does not have, and a missing `step`;
-/// warnings are grants that the component has no use for.
+/// Faults, each with its code, are imports without a grant, imports that this host does not have or has otherwise, and a
+/// missing `step`; warnings are grants that the component has no use for.
 #[must_use]
 pub fn judge(
     path: &str,
@@ -91,6 +41,10 @@ pub fn judge(
             }
         }
     }
+    for message in &inspection.import_faults {
+        let (path, hint) = (format!("{path}.component"), Some(OTHERWISE.to_owned()));
+        faults.push((CAPABILITY_DENIED, Fault { path, message: message.clone(), hint }));
+    }
     if let Some(fault) = missing_step(path, inspection) {
         faults.push((COMPILE_FAILED, fault));
     }
@@ -114,14 +68,11 @@ pub fn judge(
 fn needs_of(import: &str) -> Result<Needs, (String, Option<String>)> {
     let unknown = || (format!("imports {import}, which this host does not offer"), None);
     let interface = Interface::parse(import).ok_or_else(unknown)?;
-    let row = TABLE.iter().find(|row| row.0 == interface.package && (row.1 == "*" || row.1 == interface.name));
-    if let Some(offered) = interface.other_version()
-        && TABLE.iter().any(|row| row.0 == interface.package)
-    {
+    if let Some(offered) = interface.other_version() {
         let message = format!("imports {import}; this host offers {}@{offered}", interface.package);
         return Err((message, Some("build the component against that version".to_owned())));
     }
-    row.map(|row| row.2).ok_or_else(unknown)
+    interface.needs().ok_or_else(unknown)
 }
 
 fn granted(needs: Needs, grants: &GrantsDef) -> bool {
@@ -149,12 +100,12 @@ fn missing_step(path: &str, inspection: &Inspection) -> Option<Fault> {
     let mut other = None;
     for export in &inspection.exports {
         match export.strip_prefix(prefix) {
-            Some(version) if version.starts_with("0.1.") => return None,
+            Some(version) if version.starts_with(FLOW_SERIES) => return None,
             Some(version) => other = Some(version),
             None => {}
         }
     }
-    let wanted = format!("{prefix}{FLOW_OFFERED}");
+    let wanted = format!("{prefix}{FLOW_VERSION}");
     let (message, hint) = match other {
         Some(version) => (
             format!("exports {prefix}{version}; this host runs {wanted}"),
@@ -179,6 +130,7 @@ mod tests {
             digest: Digest([0; 32]),
             imports: owned(imports),
             exports: owned(exports),
+            import_faults: Vec::new(),
             required: Required::default(),
         }
     }
@@ -220,8 +172,7 @@ mod tests {
     #[test]
     fn unknown_interfaces_and_other_versions_are_refused_by_name() {
         let all = GrantsDef { clocks: true, random: true, scratch: true, artifacts: true, ..GrantsDef::default() };
-        for import in
-            ["wasi:sockets/tcp@0.2.6", "wasi:http/types@0.2.6", "acme:x/y", "print", "tracemind:flow/mail@0.1.0"]
+        for import in ["wasi:sockets/tcp@0.2.6", "wasi:cli/run@0.2.6", "acme:x/y", "print", "tracemind:flow/mail@0.1.0"]
         {
             assert_eq!(faults(&[import], STEP, &all), [format!("imports {import}, which this host does not offer")]);
         }
@@ -232,6 +183,16 @@ mod tests {
                 "imports tracemind:flow/log@0.2.0; this host offers tracemind:flow@0.1.0"
             ]
         );
+    }
+
+    #[test]
+    fn what_this_host_has_otherwise_is_a_fault_of_the_component() {
+        let import_faults = vec!["imports wasi:cli/exit@0.2.0, but its exit has another type".to_owned()];
+        let inspection = Inspection { import_faults, ..inspection(&["wasi:cli/exit@0.2.0"], STEP) };
+        let (faults, _) = judge("steps[0]", "s", &inspection, &GrantsDef::default());
+        let [(code, fault)] = &faults[..] else { panic!("{faults:?}") };
+        assert_eq!((*code, fault.path.as_str()), (CAPABILITY_DENIED, "steps[0].component"));
+        assert_eq!(fault.message, inspection.import_faults[0]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Where a step's component lies: a `.wasm`, or a folder with a Cargo.toml that `tm build` builds.
 
 use std::{
+    fs::File,
     io,
     path::{Path, PathBuf},
 };
@@ -33,6 +34,27 @@ impl ComponentError {
     #[must_use]
     pub fn hint(&self, flow: &Path) -> Option<String> {
         matches!(self, Self::NotBuilt { .. }).then(|| format!("run: tm build {}", flow.display()))
+    }
+}
+
+/// A step's component that is not there: why, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    pub message: String,
+    pub hint: Option<String>,
+}
+
+/// Opens a step's component with this process's permissions; with the path that it was found at. `flow` is the flow
+/// file as messages name it.
+///
+/// # Errors
+/// When it is not there or cannot be read.
+pub fn open(flow: &Path, flow_folder: &Path, component: &str) -> Result<(PathBuf, File), Missing> {
+    let path = locate(flow_folder, component)
+        .map_err(|error| Missing { hint: error.hint(flow), message: error.to_string() })?;
+    match File::open(&path) {
+        Ok(file) => Ok((path, file)),
+        Err(source) => Err(Missing { message: ComponentError::Read { path, source }.to_string(), hint: None }),
     }
 }
 

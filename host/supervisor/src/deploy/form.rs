@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 use tm_core::flow::{names, spec::FlowSpec};
 
-use super::tree::{Node, Place, Tree, place_of};
+use super::tree::{Again, Node, Place, Tree, place_of};
 
 /// Faults that are told at once; a file with more has been told enough.
 const FAULTS_MAX: usize = 100;
@@ -113,6 +113,10 @@ pub(super) struct Form {
 
 pub(super) fn read(tree: &Tree) -> Form {
     let mut reader = Reader { faults: Vec::new(), unread: Vec::new() };
+    for Again { path, name, place, first } in tree.again() {
+        let message = format!("key '{}' stands here again, first at {}:{}", names::shorten(&name), first.0, first.1);
+        reader.fault(&path, place, message, Some("keep one of them".to_owned()));
+    }
     let mut file = reader.table(FILE, tree, "");
     let flow = file.get_mut("flow").map(Value::take).and_then(|flow| serde_json::from_value(flow).ok());
     reader.faults.truncate(FAULTS_MAX);
@@ -135,7 +139,9 @@ impl Reader {
     fn value(&mut self, kind: &Kind, tree: &Tree, path: &str) -> Option<Value> {
         match (kind, tree.node()) {
             (Kind::Any, _) => return Some(plain(tree)),
-            (Kind::Table(keys) | Kind::Named(keys), Node::Map(_)) => return Some(self.table(keys, tree, path).into()),
+            (Kind::Table(keys) | Kind::Named(keys), Node::Map { .. }) => {
+                return Some(self.table(keys, tree, path).into());
+            }
             (Kind::List(kind), Node::List(items)) => {
                 let item = |(at, item)| self.value(kind, item, &format!("{path}[{at}]")).unwrap_or(kind.blank());
                 return Some(items.iter().enumerate().map(item).collect());
@@ -171,7 +177,7 @@ impl Reader {
         let at = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
         let mut values = Map::new();
         let fields = match tree.node() {
-            Node::Map(fields) => fields.as_slice(),
+            Node::Map { fields, .. } => fields.as_slice(),
             _ => &[],
         };
         let mut meant = String::new();
@@ -243,7 +249,7 @@ fn found(node: &Node) -> String {
         Node::Leaf(Value::String(text)) => format!("the text '{}'", names::shorten(text)),
         Node::Leaf(value) => value.to_string(),
         Node::List(_) => "a list".to_owned(),
-        Node::Map(_) => "a table of keys".to_owned(),
+        Node::Map { .. } => "a table of keys".to_owned(),
     }
 }
 
@@ -251,7 +257,7 @@ fn plain(tree: &Tree) -> Value {
     match tree.node() {
         Node::Leaf(value) => value.clone(),
         Node::List(items) => items.iter().map(plain).collect(),
-        Node::Map(fields) => fields.iter().map(|(key, value)| (key.value.clone(), plain(value))).collect(),
+        Node::Map { fields, .. } => fields.iter().map(|(key, value)| (key.value.clone(), plain(value))).collect(),
     }
 }
 

@@ -156,7 +156,8 @@ mod tests {
         fn inspect(&self, _: BorrowedFd<'_>) -> Result<Inspection, InspectError> {
             self.0.set(self.0.get() + 1);
             let digest = Digest([9; 32]);
-            Ok(Inspection { digest, imports: vec![], exports: vec![], required: Required::default() })
+            let (imports, exports, import_faults) = (vec![], vec![], vec![]);
+            Ok(Inspection { digest, imports, exports, import_faults, required: Required::default() })
         }
     }
 

@@ -5,11 +5,13 @@ pub mod capabilities;
 pub mod component;
 mod form;
 pub mod known;
+mod opened;
 pub mod resolve;
 pub mod text;
 mod tree;
 
-pub use component::artifact_of;
+pub use component::{Missing, artifact_of};
 pub use known::{Inspect, InspectError, KnownFiles};
+pub use opened::{Opened, text_of};
 pub use resolve::{Resolved, Source, resolve};
 pub use text::{DeployError, FlowFault, FlowText};

@@ -23,6 +23,7 @@ use tm_core::{
 
 use super::{
     capabilities,
+    component::Missing,
     known::{Component, Inspect, InspectError, KnownFiles},
     text::{DeployError, FlowFault, FlowText},
 };
@@ -35,8 +36,10 @@ pub struct Source<'a> {
     pub text: &'a str,
     /// The flow file, absolute.
     pub path: &'a Path,
-    /// One open file per step, in the order of the text.
-    pub components: &'a [File],
+    /// As faults name it.
+    pub shown: &'a Path,
+    /// One per step, in the order of the text.
+    pub components: &'a [Result<File, Missing>],
 }
 
 /// A flow that may be registered.
@@ -52,7 +55,8 @@ pub struct Resolved {
 /// Reads a flow, resolves it, and judges all that it asks for.
 ///
 /// # Errors
-/// All faults that were found: of the text, of the components, of the folders, of the ceiling.
+/// All faults that were found, in the order of the text: of the text, of the components, of the folders, of the ceiling.
+/// A component whose place can be read is looked at whatever else is wrong.
 pub fn resolve(
     source: &Source<'_>,
     settings: &Settings,
@@ -61,28 +65,37 @@ pub fn resolve(
     known: &mut KnownFiles,
     inspect: &dyn Inspect,
 ) -> Result<Resolved, DeployError> {
-    let flow = FlowText::read(source.text, source.path, evaluate)?;
-    if source.components.len() != flow.spec.steps.len() {
-        let message = format!("{} steps came with {} components", flow.spec.steps.len(), source.components.len());
-        return Err(DeployError { faults: vec![FlowFault::of_file(source.path, message)] });
+    let (flow, mut faults) = FlowText::read_partly(source.text, source.shown, evaluate);
+    let Some(flow) = flow else { return Err(DeployError::of(faults)) };
+    let (steps, components) = (flow.spec.steps.len(), source.components.len());
+    if steps != components {
+        // Whoever read the text otherwise has told its faults already, or is told them here.
+        if faults.is_empty() {
+            let message = format!("{steps} steps came with {components} components");
+            faults.push(FlowFault::of_file(source.shown, message));
+        }
+        return Err(DeployError::of(faults));
     }
     let mut room = Room {
         folder: source.path.parent().unwrap_or(Path::new("/")),
         tenant: source.tenant,
         ceilings,
         flow: &flow,
-        faults: Vec::new(),
+        faults,
         warnings: Vec::new(),
         components: BTreeMap::new(),
     };
+    // In the order of the text, so that the faults are; the definition's order is the topological one.
+    let mut resolved: Vec<Option<(Digest, Required, GrantsDef)>> = Vec::with_capacity(flow.spec.steps.len());
+    for (place, component) in source.components.iter().enumerate() {
+        resolved.push(room.step(place, component, known, inspect));
+    }
+    if !room.faults.is_empty() {
+        return Err(DeployError::of(room.faults));
+    }
     let retries = settings.retry_base(&flow.spec.id);
     let order = topological_order(&flow.spec);
     let mut steps = Vec::with_capacity(order.len());
-    // In the order of the text, so that the faults are; the definition's order is the topological one.
-    let mut resolved: Vec<Option<(Digest, Required, GrantsDef)>> = Vec::with_capacity(order.len());
-    for (place, file) in source.components.iter().enumerate() {
-        resolved.push(room.step(place, file, known, inspect));
-    }
     for &place in &order {
         let step = &flow.spec.steps[place];
         let Some((component, required, grants)) = resolved[place].take() else { continue };
@@ -103,9 +116,6 @@ pub fn resolve(
             retries: step.retries.over(&retries),
             grants,
         });
-    }
-    if !room.faults.is_empty() {
-        return Err(DeployError { faults: room.faults });
     }
     let (warnings, components) = (room.warnings, room.components);
     let mut def = FlowDef {
@@ -144,24 +154,28 @@ struct Room<'a> {
 }
 
 impl Room<'_> {
+    /// A fault of a part that has none of its own yet.
     fn fault(&mut self, code: Option<&'static str>, path: String, message: String, hint: Option<String>) {
-        self.faults.push(self.flow.locate(Fault { path, message, hint }, code));
+        if !self.flow.is_flawed(&path) {
+            self.faults.push(self.flow.locate(Fault { path, message, hint }, code));
+        }
     }
 
     /// None when the step has a fault, which then stands in `faults`.
     fn step(
         &mut self,
         place: usize,
-        file: &File,
+        component: &Result<File, Missing>,
         known: &mut KnownFiles,
         inspect: &dyn Inspect,
     ) -> Option<(Digest, Required, GrantsDef)> {
         let step = &self.flow.spec.steps[place];
         let path = format!("steps[{place}]");
+        let name = if step.id.is_empty() { &path } else { &step.id };
         let before = self.faults.len();
         let grants = self.grants(&path, &step.grants);
         let limits = step.limits.over(&Limits::DEFAULT);
-        for denied in self.ceilings.excesses(self.tenant, Some(self.folder), &step.id, &grants, &limits) {
+        for denied in self.ceilings.excesses(self.tenant, Some(self.folder), name, &grants, &limits) {
             let at = match &denied {
                 Denied::Excess { asked, .. } if asked.starts_with("limits.") => {
                     format!("{path}.{}", asked.split(':').next().unwrap_or("limits"))
@@ -171,6 +185,17 @@ impl Room<'_> {
             };
             self.fault(Some(CAPABILITY_DENIED), at, denied.to_string(), None);
         }
+        let at = format!("{path}.component");
+        if self.flow.is_flawed(&at) {
+            return None;
+        }
+        let file = match component {
+            Ok(file) => file,
+            Err(Missing { message, hint }) => {
+                self.fault(None, at, message.clone(), hint.clone());
+                return None;
+            }
+        };
         let Component { inspection, bytes } = match known.component(file, inspect) {
             Ok(component) => component,
             Err(error) => {
@@ -179,14 +204,15 @@ impl Room<'_> {
                     InspectError::TooLarge { .. } => Some(COMPILE_FAILED),
                     _ => None,
                 };
-                let message = format!("component '{}': {error}", step.component);
-                self.fault(code, format!("{path}.component"), message, None);
+                self.fault(code, at, format!("component '{}': {error}", step.component), None);
                 return None;
             }
         };
-        let (faults, warnings) = capabilities::judge(&path, &step.id, &inspection, &grants);
-        for (code, fault) in faults {
-            self.faults.push(self.flow.locate(fault, Some(code)));
+        let (faults, warnings) = capabilities::judge(&path, name, &inspection, &grants);
+        // A grant that is written wrongly is not missing.
+        let unclear = self.flow.has_flaws_within(&format!("{path}.grants"));
+        for (code, fault) in faults.into_iter().filter(|(_, fault)| !(unclear && fault.path.ends_with(".grants"))) {
+            self.fault(Some(code), fault.path, fault.message, fault.hint);
         }
         self.warnings.extend(warnings);
         let least = inspection.required.memory_min_bytes;
@@ -208,6 +234,9 @@ impl Room<'_> {
     fn grants(&mut self, path: &str, asked: &GrantsSpec) -> GrantsDef {
         let mut files = Vec::new();
         for (at, wanted) in asked.files.iter().enumerate() {
+            if self.flow.has_flaws_within(&format!("{path}.grants.files[{at}]")) {
+                continue;
+            }
             match self.host_folder(&wanted.host) {
                 Ok(host) => files.push(FilesSpec { host, guest: normal(&wanted.guest), ..wanted.clone() }),
                 Err(message) => {
@@ -216,7 +245,9 @@ impl Room<'_> {
                 }
             }
         }
-        let env: Vec<EnvSpec> = asked.env.clone();
+        let env = asked.env.iter().enumerate();
+        let env = env.filter(|(at, _)| !self.flow.has_flaws_within(&format!("{path}.grants.env[{at}]")));
+        let env: Vec<EnvSpec> = env.map(|(_, wanted)| wanted.clone()).collect();
         GrantsDef {
             files,
             env,

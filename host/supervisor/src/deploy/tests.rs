@@ -21,6 +21,7 @@ impl Inspect for Lines {
             digest: Digest([0; 32]),
             imports: text.lines().map(str::to_owned).collect(),
             exports: vec!["tracemind:flow/step@0.1.0".to_owned()],
+            import_faults: Vec::new(),
             required: Required { memory_min_bytes: 2 * MIB, ..Required::default() },
         })
     }
@@ -47,17 +48,17 @@ impl Case {
     }
 
     fn resolve_with(&self, text: &str, components: &[&str], settings: &Settings) -> Result<Resolved, DeployError> {
-        let files: Vec<File> = components
+        let files: Vec<Result<File, Missing>> = components
             .iter()
             .enumerate()
             .map(|(at, content)| {
                 let path = self.root.path().join(format!("{at}.wasm"));
                 std::fs::write(&path, content).unwrap();
-                File::open(path).unwrap()
+                Ok(File::open(path).unwrap())
             })
             .collect();
         let path = self.folder().join("f.yaml");
-        let source = Source { tenant: "default", text, path: &path, components: &files };
+        let source = Source { tenant: "default", text, path: &path, shown: &path, components: &files };
         let known = &mut KnownFiles::default();
         resolve(&source, settings, &settings.ceilings, &MiniJinja::new(), known, &Lines)
     }
@@ -147,8 +148,6 @@ fn faults_of_the_form_have_line_and_column() {
     assert_eq!(unknown, ["3:3 unknown key 'stepz'"], "which says what is missing, too");
     let kind = found("flow:\n  id: f\n  steps:\n    - id: a\n      component: x\n      needs: 5\n");
     assert_eq!(kind, ["6:14 needs must be a list, this is 5"]);
-    let duplicate = found("flow:\n  id: f\n  id: g\n  steps: []\n");
-    assert!(duplicate[0].starts_with("3:3 duplicate"), "{duplicate:?}");
     let syntax = found("flow: [\n");
     assert!(syntax.len() == 1 && !syntax[0].starts_with("0:"), "{syntax:?}");
     for empty in ["", "[]", "5", "other: 1"] {
@@ -210,6 +209,119 @@ extra: 1
 }
 
 #[test]
+fn every_key_that_stands_twice_is_named_with_both_places() {
+    let text = "\
+flow:
+  id: f
+  id: g
+  steps:
+    - id: a
+      component: x
+      input: { deep: [ { k: 1, k: 2, k: 3 } ] }
+      grants: { clocks: true, clocks: false }
+    - { id: b, component: y, colour: { r: 1, r: 2 } }
+  steps: []
+";
+    assert_eq!(
+        Case::new().faults(text, &["!bad", "!bad"]),
+        [
+            "3:3 key 'id' stands here again, first at 2:3",
+            "7:32 key 'k' stands here again, first at 7:26",
+            "7:38 key 'k' stands here again, first at 7:26",
+            "8:31 key 'clocks' stands here again, first at 8:17",
+            "9:30 unknown key 'colour'",
+            "9:46 key 'r' stands here again, first at 9:40",
+            "10:3 key 'steps' stands here again, first at 4:3",
+        ]
+    );
+    // The parser compares numbers as numbers, and tells of the first alone.
+    let numbers = "flow:\n  id: f\n  steps:\n    - { id: a, component: x, input: { 7: a, 0x7: b } }\n";
+    assert_eq!(Case::new().faults(numbers, &[""]), ["4:45 key '0x7' stands here again"]);
+}
+
+#[test]
+fn what_an_alias_repeats_is_named_once() {
+    let text = "\
+flow:
+  id: f
+  steps:
+    - id: a
+      component: x
+      input: { one: &map { k: 1, k: 2 }, two: *map, three: *map }
+";
+    assert_eq!(Case::new().faults(text, &[""]), ["6:34 key 'k' stands here again, first at 6:28"]);
+}
+
+#[test]
+fn components_are_looked_at_whatever_else_is_wrong_with_the_text() {
+    let text = "\
+flow:
+  id: f
+  verzion: 2
+  steps:
+    - id: a
+      component: a.wasm
+      max_parallel: 3
+    - id: b
+      component: b.wasm
+      grants: { clock: true }
+    - id: c
+      component: [c.wasm]
+    - component: d.wasm
+      limits: { memory_mb: 1, fuel: many }
+    - id: e
+      component: e.wasm
+      component: f.wasm
+";
+    let clocks = "wasi:clocks/wall-clock@0.2.0";
+    assert_eq!(
+        Case::new()
+            .faults(text, &["!no component", &format!("{clocks}\nacme:x/y"), "!never read", clocks, "!never read"]),
+        [
+            "3:3 unknown key 'verzion'",
+            "6:18 COMPILE_FAILED component 'a.wasm': no component",
+            "7:21 max_parallel without for_each has no meaning",
+            "9:18 CAPABILITY_DENIED imports acme:x/y, which this host does not offer",
+            // That the clocks are not granted follows from it.
+            "10:17 unknown key 'clock'",
+            "12:18 component must be text, this is a list",
+            "13:7 key 'id' is missing",
+            "13:7 CAPABILITY_DENIED step 'steps[3]' imports wasi:clocks/wall-clock@0.2.0 without a grant for it",
+            "14:28 CAPABILITY_DENIED component 'd.wasm' starts with 2 MiB of memory, memory_mb is 1",
+            "14:37 fuel must be a whole number, this is the text 'many'",
+            // Which of the two is meant is not known.
+            "17:7 key 'component' stands here again, first at 16:7",
+        ]
+    );
+}
+
+#[test]
+fn a_component_that_is_missing_hides_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("f.yaml");
+    let steps =
+        "    - { id: a, component: a.wasm }\n    - { id: b, component: b.wasm }\n    - { id: c, component: c }\n";
+    std::fs::write(&path, format!("flow:\n  id: f\n  steps:\n{steps}  wrong: 1\n")).unwrap();
+    std::fs::write(folder.path().join("b.wasm"), "!not a component").unwrap();
+    let opened = crate::deploy::Opened::open(&path, &MiniJinja::new()).unwrap();
+    assert!(!opened.is_whole());
+    let (settings, known) = (Settings::default(), &mut KnownFiles::default());
+    let source = opened.source("default");
+    let error = resolve(&source, &settings, &settings.ceilings, &MiniJinja::new(), known, &Lines).unwrap_err();
+    let found: Vec<_> = error.faults.iter().map(|fault| (fault.line, fault.column, fault.message.as_str())).collect();
+    let root = folder.path().canonicalize().unwrap();
+    assert_eq!(
+        found,
+        [
+            (4, 27, format!("{} does not exist", root.join("a.wasm").display()).as_str()),
+            (5, 27, "component 'b.wasm': not a component"),
+            (6, 27, format!("{} does not exist", root.join("c").display()).as_str()),
+            (7, 3, "unknown key 'wrong'"),
+        ]
+    );
+}
+
+#[test]
 fn a_file_full_of_faults_is_answered_in_bounds() {
     let text = format!("flow:\n  id: f\n  steps:\n{}", "    - { x: 1, y: 2 }\n".repeat(20_000));
     let found = Case::new().faults(&text, &[""]);
@@ -249,13 +361,13 @@ flow:
     assert_eq!(
         case.faults(text, &["", ""]),
         [
-            "11:11 step id 'a' is taken by steps[0]",
             "7:11 needs unknown step 'nope'",
             "8:13 expression `1 +`: it does not parse: unexpected end of input, expected expression",
             "10:15 0 is not between 1 and 1000000000000000",
-            "14:21 max_parallel without for_each has no meaning",
+            "11:11 step id 'a' is taken by steps[0]",
             "13:24 names its own step 'a'",
             "13:41 names unknown step 'b'",
+            "14:21 max_parallel without for_each has no meaning",
         ]
     );
 }
@@ -287,12 +399,12 @@ flow:
             &["wasi:sockets/tcp@0.2.0", "!not a component: a core module", "wasi:clocks/wall-clock@0.2.0"]
         ),
         [
-            "9:21 folder /flows/nowhere: No such file or directory (os error 2)",
+            "5:18 CAPABILITY_DENIED imports wasi:sockets/tcp@0.2.0, which this host does not offer",
+            "6:28 CAPABILITY_DENIED step 'a' asks limits.memory_mb: 2048; tenant 'default' allows: 1024",
             "7:7 CAPABILITY_DENIED step 'a' asks files: /outside (read); tenant 'default' allows: folders below the flow file's \
              (read)",
             "7:7 CAPABILITY_DENIED step 'a' asks env: HOME; tenant 'default' allows: none",
-            "6:28 CAPABILITY_DENIED step 'a' asks limits.memory_mb: 2048; tenant 'default' allows: 1024",
-            "5:18 CAPABILITY_DENIED imports wasi:sockets/tcp@0.2.0, which this host does not offer",
+            "9:21 folder /flows/nowhere: No such file or directory (os error 2)",
             "13:18 COMPILE_FAILED component 'b.wasm': not a component: a core module",
             "14:7 CAPABILITY_DENIED step 'c' imports wasi:clocks/wall-clock@0.2.0 without a grant for it",
             "16:28 CAPABILITY_DENIED component 'c.wasm' starts with 2 MiB of memory, memory_mb is 1",

@@ -9,10 +9,11 @@ use tm_core::{
     api::{ApiError, ErrorKind},
     flow::{
         evaluate::Evaluate,
+        names::shorten,
         spec::{FlowFile, FlowSpec},
         validate::{Fault, validate},
     },
-    limits::FLOW_TEXT_MAX_BYTES,
+    limits::{FLOW_TEXT_MAX_BYTES, STEPS_PER_FLOW_MAX},
 };
 
 use super::{
@@ -20,16 +21,20 @@ use super::{
     tree::{Place, Tree},
 };
 
-/// A flow that was read and has no fault of its own.
+/// A flow that was read, as far as it is readable.
 #[derive(Debug)]
 pub struct FlowText {
+    /// What stands for an unreadable part is empty.
     pub spec: FlowSpec,
     path: PathBuf,
     lines: Lines,
     places: Option<Tree>,
+    /// Paths of the parts that have faults.
+    flawed: Vec<String>,
 }
 
 type Lines = Vec<String>;
+type Placed = Vec<(Place, Fault)>;
 
 /// Why a flow cannot be registered: all that was found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -84,6 +89,14 @@ fn rendered(faults: &[FlowFault]) -> String {
 }
 
 impl DeployError {
+    /// In the order of the text, each once.
+    #[must_use]
+    pub fn of(mut faults: Vec<FlowFault>) -> Self {
+        faults.sort_by_key(|fault| (fault.line, fault.column));
+        faults.dedup();
+        Self { faults }
+    }
+
     /// As a reply: the first code that there is, all faults in the message.
     #[must_use]
     pub fn to_api(&self) -> ApiError {
@@ -101,35 +114,59 @@ impl FlowText {
     /// Reads and validates a flow's text; `path` is only for messages.
     ///
     /// # Errors
-    /// All faults of the form (unknown keys, wrong kinds) and of the content, as far as it is readable; a fault of the
-    /// syntax alone.
+    /// All its faults, as [`FlowText::read_partly`] finds them.
     pub fn read(text: &str, path: &Path, evaluate: &dyn Evaluate) -> Result<Self, DeployError> {
+        match Self::read_partly(text, path, evaluate) {
+            (Some(flow), faults) if faults.is_empty() => Ok(flow),
+            (_, faults) => Err(DeployError::of(faults)),
+        }
+    }
+
+    /// Reads and validates a flow's text as far as it goes: all faults of the form (unknown keys, keys that stand twice,
+    /// wrong kinds) and of the content, and what can be read in spite of them. A fault of the syntax stands alone, without a
+    /// flow, and so does a flow with more steps than there may be.
+    pub fn read_partly(text: &str, path: &Path, evaluate: &dyn Evaluate) -> (Option<Self>, Vec<FlowFault>) {
         if text.len() as u64 > FLOW_TEXT_MAX_BYTES {
             let message = format!("{} bytes, a flow has at most {FLOW_TEXT_MAX_BYTES}", text.len());
-            return Err(DeployError { faults: vec![FlowFault::of_file(path, message)] });
+            return (None, vec![FlowFault::of_file(path, message)]);
         }
         let lines: Lines = text.lines().map(str::to_owned).collect();
         let places = Tree::of(text);
-        let spec = match serde_saphyr::from_str::<FlowFile>(text) {
-            Ok(file) => file.flow,
-            Err(error) => {
-                let faults = unreadable(&error, places.as_ref(), evaluate);
-                let located = |(fault, place)| located(path, &lines, place, fault, None);
-                return Err(DeployError { faults: faults.into_iter().map(located).collect() });
+        let (spec, faults) = match serde_saphyr::from_str::<FlowFile>(text) {
+            Ok(file) => {
+                let faults = validate(&file.flow, evaluate).into_iter();
+                let placed = faults.map(|fault| placed(places.as_ref(), fault)).collect();
+                (Some(file.flow), placed)
             }
+            Err(error) => unreadable(&error, places.as_ref(), evaluate),
         };
-        let flow = Self { spec, path: path.to_owned(), lines, places };
-        let faults = validate(&flow.spec, evaluate);
-        if faults.is_empty() {
-            return Ok(flow);
-        }
-        Err(DeployError { faults: faults.into_iter().map(|fault| flow.locate(fault, None)).collect() })
+        let paths = faults.iter().map(|(_, fault)| fault.path.clone());
+        let flawed = paths.filter(|path| !path.is_empty()).collect();
+        let located = |(place, fault)| located(path, &lines, place, fault, None);
+        let faults = faults.into_iter().map(located).collect();
+        let spec = spec.filter(|spec| spec.steps.len() <= STEPS_PER_FLOW_MAX);
+        let flow = spec.map(|spec| Self { spec, path: path.to_owned(), lines, places, flawed });
+        (flow, faults)
+    }
+
+    /// Whether a part, or one that it belongs to, has a fault: what follows from that is no fault of its own.
+    #[must_use]
+    pub fn is_flawed(&self, path: &str) -> bool {
+        let path = in_file(path);
+        self.flawed.iter().any(|flawed| is_within(&path, flawed))
+    }
+
+    /// Whether a part or something in it has a fault.
+    #[must_use]
+    pub fn has_flaws_within(&self, path: &str) -> bool {
+        let whole = in_file(path);
+        self.is_flawed(path) || self.flawed.iter().any(|flawed| is_within(flawed, &whole))
     }
 
     /// A fault of a path, at its place; the nearest enclosing part when the path itself is not written.
     #[must_use]
     pub fn locate(&self, fault: Fault, code: Option<&'static str>) -> FlowFault {
-        let place = self.places.as_ref().map_or((0, 0), |tree| tree.find(&in_file(&fault.path)));
+        let (place, fault) = placed(self.places.as_ref(), fault);
         located(&self.path, &self.lines, place, fault, code)
     }
 }
@@ -147,6 +184,12 @@ fn in_file(path: &str) -> String {
     format!("flow.{path}")
 }
 
+/// A fault of a flow with its place; its path then begins at the file.
+fn placed(tree: Option<&Tree>, fault: Fault) -> (Place, Fault) {
+    let path = in_file(&fault.path);
+    (tree.map_or((0, 0), |tree| tree.find(&path)), Fault { path, ..fault })
+}
+
 fn located(path: &Path, lines: &Lines, place: Place, fault: Fault, code: Option<&'static str>) -> FlowFault {
     let (line, column) = place;
     let source = usize::try_from(line).ok().and_then(|line| lines.get(line.checked_sub(1)?)).cloned();
@@ -154,43 +197,43 @@ fn located(path: &Path, lines: &Lines, place: Place, fault: Fault, code: Option<
 }
 
 /// The faults of a text that is not a flow: those of its form, and those of the content that can be read all the same.
-fn unreadable(error: &serde_saphyr::Error, tree: Option<&Tree>, evaluate: &dyn Evaluate) -> Vec<(Fault, Place)> {
+fn unreadable(error: &serde_saphyr::Error, tree: Option<&Tree>, evaluate: &dyn Evaluate) -> (Option<FlowSpec>, Placed) {
     let parsers = parser_fault(error);
-    let Some(tree) = tree else { return vec![parsers] };
+    let Some(tree) = tree else { return (None, vec![parsers]) };
     let Form { faults: form, unread, flow } = form::read(tree);
-    // A key that stands twice, a number out of its type: what only the parser sees.
-    let mut faults: Vec<_> =
-        if form.is_empty() || parsers.0.message.contains("duplicate") { vec![parsers] } else { vec![] };
+    // Of keys that stand twice the parser alone sees those that are numbers.
+    let twice = matches!(error.without_snippet(), serde_saphyr::Error::DuplicateMappingKey { .. });
+    let own = twice && form.iter().all(|fault| fault.place != parsers.0);
+    let mut faults = if form.is_empty() || own { vec![parsers] } else { vec![] };
     // What stands for an unreadable part has faults of its own, and so has who needs a step without a readable id.
     let follows = |fault: &Fault| {
-        let path = in_file(&fault.path);
         let nameless = unread.iter().any(|bad| bad.ends_with("].id")) && fault.message.contains("unknown step");
-        nameless || unread.iter().any(|bad| path.strip_prefix(bad.as_str()).is_some_and(is_boundary))
+        nameless || unread.iter().any(|bad| is_within(&in_file(&fault.path), bad))
     };
-    let content = flow.map_or_else(Vec::new, |flow| validate(&flow, evaluate));
-    let content: Vec<_> = content.into_iter().filter(|fault| !follows(fault)).collect();
-    let plain = |FormFault { path, place, message, hint }| (Fault { path, message, hint }, place);
+    let content = flow.as_ref().map_or_else(Vec::new, |flow| validate(flow, evaluate));
+    let content = content.into_iter().filter(|fault| !follows(fault));
+    let plain = |FormFault { path, place, message, hint }| (place, Fault { path, message, hint });
     faults.extend(form.into_iter().map(plain));
-    faults.extend(content.into_iter().map(|fault| {
-        let place = tree.find(&in_file(&fault.path));
-        (fault, place)
-    }));
-    faults.sort_by_key(|(_, place)| *place);
-    faults
+    faults.extend(content.map(|fault| placed(Some(tree), fault)));
+    (flow, faults)
 }
 
-/// Whether a path goes on into a part, and not with another name that begins alike.
-fn is_boundary(rest: &str) -> bool {
-    rest.is_empty() || rest.starts_with(['.', '['])
+/// Whether a path is that of a part or of something in it, and not of another part whose name begins alike.
+fn is_within(path: &str, part: &str) -> bool {
+    path.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-fn parser_fault(error: &serde_saphyr::Error) -> (Fault, Place) {
+fn parser_fault(error: &serde_saphyr::Error) -> (Place, Fault) {
     let plain = error.without_snippet();
     let place = plain.location().map_or((0, 0), |place| (place.line(), place.column()));
+    if let serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } = plain {
+        let message = format!("key '{}' stands here again", shorten(key));
+        return (place, Fault { path: String::new(), message, hint: Some("keep one of them".to_owned()) });
+    }
     let mut message = plain.to_string().replace('\n', " ");
     if let Some(at) = message.find(" at line ") {
         message.truncate(at);
     }
     let message = message.trim_start_matches("error: ").trim().to_owned();
-    (Fault { path: String::new(), message, hint: None }, place)
+    (place, Fault { path: String::new(), message, hint: None })
 }

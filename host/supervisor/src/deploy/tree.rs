@@ -1,6 +1,6 @@
 //! A flow's text as a tree: what stands where, before it means anything.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use serde::{
     Deserialize, Deserializer,
@@ -20,16 +20,65 @@ pub(super) struct Tree(Box<Spanned<Node>>);
 pub(super) enum Node {
     Leaf(Value),
     List(Vec<Tree>),
-    Map(Vec<(Key, Tree)>),
+    Map {
+        fields: Vec<(Key, Tree)>,
+        /// Keys that stand in `fields` already.
+        again: Vec<Key>,
+    },
 }
 
 pub(super) type Key = Spanned<String>;
 
+/// A key that stands in its map for the second time or later.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Again {
+    pub path: String,
+    pub name: String,
+    pub place: Place,
+    pub first: Place,
+}
+
 impl Tree {
     /// The tree of a text that is YAML; of a key that stands twice the first counts.
     pub(super) fn of(text: &str) -> Option<Self> {
-        let options = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::FirstWins };
+        // The one policy under which every key is seen; which of them counts is decided here.
+        let options = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::LastWins };
         serde_saphyr::from_str_with_options(text, options).ok()
+    }
+
+    /// Every key that stands in its map already, wherever that is; once each, however often an alias repeats it.
+    pub(super) fn again(&self) -> Vec<Again> {
+        let mut found = Vec::new();
+        self.gather_again("", &mut found);
+        found.sort_by_key(|again| again.place);
+        found.dedup_by_key(|again| again.place);
+        found
+    }
+
+    fn gather_again(&self, path: &str, found: &mut Vec<Again>) {
+        match self.node() {
+            Node::Leaf(_) => {}
+            Node::List(items) => {
+                for (at, item) in items.iter().enumerate() {
+                    item.gather_again(&format!("{path}[{at}]"), found);
+                }
+            }
+            Node::Map { fields, again } => {
+                let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+                for key in again {
+                    let first = fields.iter().find(|(first, _)| first.value == key.value);
+                    found.push(Again {
+                        path: below(&key.value),
+                        name: key.value.clone(),
+                        place: place_of(&key.defined),
+                        first: first.map_or((0, 0), |(first, _)| place_of(&first.defined)),
+                    });
+                }
+                for (key, value) in fields {
+                    value.gather_again(&below(&key.value), found);
+                }
+            }
+        }
     }
 
     pub(super) fn node(&self) -> &Node {
@@ -45,7 +94,7 @@ impl Tree {
         let (mut here, mut place) = (self, self.place());
         for name in path.split(['.', '[', ']']).filter(|part| !part.is_empty()) {
             let next = match here.node() {
-                Node::Map(fields) => fields.iter().find(|(key, _)| key.value == name).map(|(key, value)| {
+                Node::Map { fields, .. } => fields.iter().find(|(key, _)| key.value == name).map(|(key, value)| {
                     // A block stands at its key, a value at itself.
                     let leaf = matches!(value.node(), Node::Leaf(_));
                     (if leaf { value.place() } else { place_of(&key.referenced) }, value)
@@ -116,10 +165,15 @@ impl<'de> Visitor<'de> for Shape {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
-        let mut fields = Vec::new();
-        while let Some(field) = map.next_entry()? {
-            fields.push(field);
+        let (mut fields, mut again) = (Vec::<(Key, Tree)>::new(), Vec::new());
+        let mut seen = BTreeSet::new();
+        while let Some((key, value)) = map.next_entry::<Key, Tree>()? {
+            if seen.insert(key.value.clone()) {
+                fields.push((key, value));
+            } else {
+                again.push(key);
+            }
         }
-        Ok(Node::Map(fields))
+        Ok(Node::Map { fields, again })
     }
 }

@@ -136,7 +136,8 @@ mod tests {
         fn inspect(&self, _: BorrowedFd<'_>) -> Result<Inspection, InspectError> {
             self.0.fetch_add(1, SeqCst);
             let exports = vec!["tracemind:flow/step".into()];
-            Ok(Inspection { digest: Digest::of(b""), imports: vec![], exports, required: Required::default() })
+            let (imports, import_faults) = (vec![], vec![]);
+            Ok(Inspection { digest: Digest::of(b""), imports, exports, import_faults, required: Required::default() })
         }
     }
 

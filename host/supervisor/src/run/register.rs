@@ -17,8 +17,8 @@ use tm_core::{
 
 use super::{Happening, RunError, jobs::Lane, payloads::StoredBlobs};
 use crate::{
-    config::Settings,
-    deploy::{self, FlowText, Inspect, KnownFiles, Resolved, Source},
+    config::{Settings, ceiling::DEFAULT_TENANT},
+    deploy::{self, Inspect, KnownFiles, Opened, Resolved, Source},
     evaluate::MiniJinja,
     store::disk::Disk,
     workers::sealed,
@@ -58,24 +58,40 @@ impl<D: Disk> Registrar<D> {
 
     /// Resolves a flow on the registrar's thread; [`Happening::Registered`] brings the outcome.
     pub(super) fn give(&self, ticket: Ticket, request: RegisterRequest, components: Vec<OwnedFd>) {
+        self.on_lane(ticket, move |bench| {
+            let path = Path::new(&request.path);
+            let components: Vec<_> = components.into_iter().map(|fd| Ok(File::from(fd))).collect();
+            let (tenant, text) = (request.tenant.as_str(), request.text.as_str());
+            bench.register(ticket, &Source { tenant, text, path, shown: path, components: &components })
+        });
+    }
+
+    /// As [`Registrar::give`], for a file that this process opens itself: of the default tenant.
+    pub(super) fn give_file(&self, ticket: Ticket, path: PathBuf) {
+        self.on_lane(ticket, move |bench| match Opened::open(&path, &bench.evaluate) {
+            Ok(opened) => bench.register(ticket, &opened.source(DEFAULT_TENANT)),
+            Err(error) => Err(failed(ErrorKind::Invalid, None, format!("{}: {error}", path.display()))),
+        });
+    }
+
+    fn on_lane(&self, ticket: Ticket, register: impl FnOnce(&Bench<D>) -> Registration + Send + 'static) {
         let (bench, happenings) = (Arc::clone(&self.bench), self.happenings.clone());
         self.lane.give(move || {
-            let files: Vec<File> = components.into_iter().map(File::from).collect();
-            let outcome = bench.register(ticket, &request, &files).map(Box::new);
+            let outcome = register(&bench).map(Box::new);
             // Nobody listens any more when the supervisor stops.
             let _ = happenings.send(Happening::Registered { ticket, outcome });
         });
     }
 }
 
+type Registration = Result<Input, Box<ApiError>>;
+
 impl<D: Disk> Bench<D> {
-    fn register(&self, ticket: Ticket, request: &RegisterRequest, files: &[File]) -> Result<Input, Box<ApiError>> {
-        let source =
-            Source { tenant: &request.tenant, text: &request.text, path: Path::new(&request.path), components: files };
+    fn register(&self, ticket: Ticket, source: &Source<'_>) -> Registration {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let ceilings = &self.settings.ceilings;
         let Resolved { def, warnings, components } =
-            deploy::resolve(&source, &self.settings, ceilings, &self.evaluate, &mut known, &*self.inspect).map_err(
+            deploy::resolve(source, &self.settings, ceilings, &self.evaluate, &mut known, &*self.inspect).map_err(
                 |error| {
                     // What was inspected for a refused flow is known without its bytes being kept.
                     *known = KnownFiles::default();
@@ -87,7 +103,7 @@ impl<D: Disk> Bench<D> {
             components.keys().for_each(|digest| known.forget(*digest));
             return Err(error);
         }
-        Ok(Input::Register { ticket, tenant: request.tenant.clone(), def: Box::new(def), warnings })
+        Ok(Input::Register { ticket, tenant: source.tenant.to_owned(), def: Box::new(def), warnings })
     }
 
     fn keep(&self, components: &BTreeMap<Digest, OwnedFd>) -> Result<(), Box<ApiError>> {
@@ -109,14 +125,8 @@ fn failed(kind: ErrorKind, code: Option<String>, message: String) -> Box<ApiErro
     Box::new(ApiError { kind, code, message, hint: None, retry_after_ms: None })
 }
 
-/// A flow file of the runtime folder with its components opened.
-pub(super) struct FlowFile {
-    pub(super) request: RegisterRequest,
-    pub(super) components: Vec<OwnedFd>,
-}
-
-/// The flow files of a folder, in the order of their names; those that cannot be opened with the reason.
-pub(super) fn flow_files(folder: &Path, tenant: &str) -> std::io::Result<Vec<Result<FlowFile, String>>> {
+/// The flow files of a folder, in the order of their names.
+pub(super) fn flow_files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut paths: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
@@ -126,27 +136,5 @@ pub(super) fn flow_files(folder: &Path, tenant: &str) -> std::io::Result<Vec<Res
         }
     }
     paths.sort();
-    Ok(paths.iter().map(|path| open_flow(path, tenant)).collect())
-}
-
-fn open_flow(path: &Path, tenant: &str) -> Result<FlowFile, String> {
-    let shown = path.display();
-    let absolute = path.canonicalize().map_err(|error| format!("{shown}: {error}"))?;
-    let text = std::fs::read_to_string(&absolute).map_err(|error| format!("{shown}: {error}"))?;
-    let flow = FlowText::read(&text, path, &MiniJinja::new()).map_err(|error| error.to_string())?;
-    let folder = absolute.parent().unwrap_or(Path::new("/"));
-    let (mut names, mut components) = (Vec::new(), Vec::new());
-    for step in &flow.spec.steps {
-        let located = deploy::component::locate(folder, &step.component)
-            .map_err(|error| format!("{shown}: step '{}': {error}{}", step.id, hint(&error, path)))?;
-        let file = File::open(&located).map_err(|error| format!("{shown}: {}: {error}", located.display()))?;
-        names.push(located.display().to_string());
-        components.push(file.into());
-    }
-    let path = absolute.display().to_string();
-    Ok(FlowFile { request: RegisterRequest { tenant: tenant.into(), text, path, components: names }, components })
-}
-
-fn hint(error: &deploy::component::ComponentError, flow: &Path) -> String {
-    error.hint(flow).map(|hint| format!(" ({hint})")).unwrap_or_default()
+    Ok(paths)
 }

@@ -224,17 +224,12 @@ impl<D: Disk> Loop<'_, D> {
             }
             return Ok(Vec::new());
         }
-        let files = flow_files(path, "default").map_err(|source| RunError::Folder { path: path.clone(), source })?;
+        let files = flow_files(path).map_err(|source| RunError::Folder { path: path.clone(), source })?;
         let (mut not_loaded, mut waiting) = (Vec::new(), BTreeSet::new());
         // Tickets of connection 0 are the shell's own.
         for (file, number) in files.into_iter().zip(1u64..) {
-            match file {
-                Err(reason) => not_loaded.push(reason),
-                Ok(file) => {
-                    self.session.registrar.give(Ticket(number), file.request, file.components);
-                    waiting.insert(Ticket(number));
-                }
-            }
+            self.session.registrar.give_file(Ticket(number), file);
+            waiting.insert(Ticket(number));
         }
         while !waiting.is_empty() && self.session.signal.is_none() {
             self.wait(None)?;

@@ -2,11 +2,8 @@
 
 use tm_core::{queue::decide, time::Millis};
 
-use super::{Shell, Turn};
+use super::{PER_ENTRY_BYTES, Shell, Turn};
 use crate::store::{disk::Disk, log::LogError};
-
-/// What requeueing or purging one dead letter writes, the inputs apart that one decision makes.
-const PER_ENTRY_BYTES: u64 = 1024;
 
 impl<D: Disk> Turn<D> {
     /// Acts on so many dead letters in a turn, in place of [`decide::SLICE_MAX`]: with few of them, slices are still seen.

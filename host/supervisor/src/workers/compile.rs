@@ -28,6 +28,9 @@ use super::{
     receive::{one_line, weaker_than_allowed},
 };
 
+/// Faults of one component's imports that are told.
+const IMPORT_FAULTS_MAX: usize = 32;
+
 #[derive(Clone, Copy, Debug)]
 pub struct CompileSettings {
     /// Compilations at once. Inspections are counted apart, so that none waits behind a compilation.
@@ -230,7 +233,9 @@ impl Job<'_> {
                 weaker_than_allowed(&confinement, self.compiler.settings.allow_weaker).map_err(process)?;
                 Ok(None)
             }
-            FromWorker::Inspected(inspection) if self.inspection.is_none() => {
+            FromWorker::Inspected(mut inspection) if self.inspection.is_none() => {
+                inspection.import_faults.truncate(IMPORT_FAULTS_MAX);
+                inspection.import_faults.iter_mut().for_each(|fault| *fault = one_line(fault));
                 if self.compile {
                     self.inspection = Some(*inspection);
                     return Ok(None);

@@ -3,21 +3,18 @@
 use std::{
     env,
     fs::File,
-    io::Read as _,
+    io,
     path::{Path, PathBuf},
 };
 
-use tm_core::{
-    api::{RegisterRequest, Reply, Request},
-    flow::validate::Fault,
-    limits::FLOW_TEXT_MAX_BYTES,
-};
+use tm_core::api::{RegisterRequest, Reply, Request};
 use tm_supervisor::{
-    deploy::{DeployError, FlowFault, FlowText, component},
+    deploy::{DeployError, FlowText, Opened, text_of},
     evaluate::MiniJinja,
 };
 
 use super::{
+    checker::Checker,
     client::{Need, Session},
     exit::{Failure, reason},
 };
@@ -48,10 +45,10 @@ impl Flow {
     ///
     /// # Errors
     /// What is wrong with the file; a text that is neither a file nor can be an id.
-    pub(crate) fn open(argument: &str, tenant: &str) -> Result<Self, Failure> {
+    pub(crate) fn open(argument: &str, tenant: &str, config: Option<&Path>) -> Result<Self, Failure> {
         let path = Path::new(argument);
         if path.is_file() {
-            return FlowFile::open(path, tenant).map(Self::File);
+            return FlowFile::open(path, tenant, config, false).map(Self::File);
         }
         if path.is_dir() {
             return Err(Failure::usage(format!("{argument} is a folder; a flow is a file or an id")));
@@ -112,64 +109,45 @@ pub(crate) fn present(names: &[String]) -> Vec<(String, String)> {
 }
 
 impl FlowFile {
-    /// Reads a flow file, checks it, and opens its components.
+    /// Reads a flow file, checks it, and opens its components. `config` and `allow_weaker` are for the check.
     ///
     /// # Errors
-    /// Exit 3: every fault of the text, or every component that is not there.
-    pub(crate) fn open(path: &Path, tenant: &str) -> Result<Self, Failure> {
-        match Self::open_partly(path, tenant)? {
-            Ok((flow, missing)) if missing.is_empty() => Ok(flow),
-            Ok((_, faults)) => Err(DeployError { faults }.into()),
-            Err(error) => Err(error.into()),
+    /// Exit 3, when the text has a fault or a component is not there: every fault, those of the other components too.
+    pub(crate) fn open(path: &Path, tenant: &str, config: Option<&Path>, allow_weaker: bool) -> Result<Self, Failure> {
+        let flow = opened(path)?;
+        if !flow.is_whole() {
+            Checker::new(config, allow_weaker)?.check(&flow, tenant)?;
         }
-    }
-
-    /// As [`FlowFile::open`], but goes on without components: an empty file stands for each one that is missing, which
-    /// is named among the faults.
-    ///
-    /// # Errors
-    /// When the file cannot be read; inside, the faults of its text.
-    pub(crate) fn open_partly(
-        path: &Path,
-        tenant: &str,
-    ) -> Result<Result<(Self, Vec<FlowFault>), DeployError>, Failure> {
-        let text = read(path)?;
-        let flow = match FlowText::read(&text, path, &MiniJinja::new()) {
-            Ok(flow) => flow,
-            Err(error) => return Ok(Err(error)),
-        };
-        let absolute = path.canonicalize().map_err(|error| Failure::io("find", path, &error))?;
-        let folder = absolute.parent().unwrap_or(Path::new("/"));
-        let mut request = RegisterRequest {
+        let Opened { text, path, spec, components, names, .. } = flow;
+        let request = RegisterRequest {
             tenant: tenant.to_owned(),
             text,
-            path: absolute.display().to_string(),
-            components: Vec::with_capacity(flow.spec.steps.len()),
+            path: path.display().to_string(),
+            components: names.iter().map(|name| name.display().to_string()).collect(),
         };
-        let mut components = Vec::with_capacity(flow.spec.steps.len());
-        let mut faults = Vec::new();
-        for (place, step) in flow.spec.steps.iter().enumerate() {
-            match open_component(path, folder, &step.component) {
-                Ok((file, artifact)) => {
-                    components.push(file);
-                    request.components.push(artifact.display().to_string());
-                }
-                Err((message, hint)) => {
-                    let fault = Fault { path: format!("steps[{place}].component"), message, hint };
-                    faults.push(flow.locate(fault, None));
-                    let empty = Path::new("/dev/null");
-                    components.push(File::open(empty).map_err(|error| Failure::io("open", empty, &error))?);
-                    request.components.push(step.component.clone());
-                }
-            }
-        }
-        let grants = flow.spec.steps.iter().flat_map(|step| &step.grants.env);
-        let mut caller_env: Vec<String> =
-            grants.filter(|variable| variable.from_caller()).map(|variable| variable.name().to_owned()).collect();
+        let steps = spec.iter().flat_map(|spec| &spec.steps);
+        let mut caller_env: Vec<String> = steps
+            .flat_map(|step| &step.grants.env)
+            .filter(|variable| variable.from_caller())
+            .map(|variable| variable.name().to_owned())
+            .collect();
         caller_env.sort();
         caller_env.dedup();
-        Ok(Ok((Self { request, components, id: flow.spec.id, caller_env }, faults)))
+        let id = spec.map(|spec| spec.id).unwrap_or_default();
+        Ok(Self { request, components: components.into_iter().flatten().collect(), id, caller_env })
     }
+}
+
+/// Opens a flow file with its components, whatever is wrong with them.
+///
+/// # Errors
+/// Exit 3: when it cannot be read.
+pub(crate) fn opened(path: &Path) -> Result<Opened, Failure> {
+    Opened::open(path, &MiniJinja::new()).map_err(|error| unreadable(path, &error))
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Failure {
+    Failure::invalid(format!("cannot read {}: {}", path.display(), reason(error)))
 }
 
 impl From<DeployError> for Failure {
@@ -183,26 +161,9 @@ impl From<DeployError> for Failure {
 /// # Errors
 /// Exit 3: every fault of the text.
 pub(crate) fn step_folders(path: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let flow = FlowText::read(&read(path)?, path, &MiniJinja::new())?;
+    let text = text_of(path).map_err(|error| unreadable(path, &error))?;
+    let flow = FlowText::read(&text, path, &MiniJinja::new())?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let steps = flow.spec.steps.iter().map(|step| folder.join(&step.component));
     Ok(steps.filter(|path| path.extension().is_none_or(|extension| extension != "wasm")).collect())
-}
-
-/// A flow's text, which is bounded.
-fn read(path: &Path) -> Result<String, Failure> {
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(FLOW_TEXT_MAX_BYTES + 1).read_to_string(&mut text))
-        .map_err(|error| Failure::invalid(format!("cannot read {}: {}", path.display(), reason(&error))))?;
-    Ok(text)
-}
-
-/// An open component with its path; else what is wrong and what to do.
-fn open_component(flow: &Path, folder: &Path, component: &str) -> Result<(File, PathBuf), (String, Option<String>)> {
-    let artifact = component::locate(folder, component).map_err(|error| (error.to_string(), error.hint(flow)))?;
-    match File::open(&artifact) {
-        Ok(file) => Ok((file, artifact)),
-        Err(error) => Err((format!("cannot read {}: {}", artifact.display(), reason(&error)), None)),
-    }
 }

@@ -35,7 +35,7 @@ pub fn single_use(socket: &OwnedFd, init: &CompileInit, component: &OwnedFd, whi
     watch_processor_time(socket, init.cpu_seconds_max)?;
     let socket = socket.as_fd();
     let bytes = packet::read_whole(component.as_fd(), COMPONENT_MAX_BYTES).map_err(PacketError::from)?;
-    match inspect::inspect(&bytes) {
+    match inspect::inspect(&engine, &bytes, init.compile) {
         Ok(found) => packet::send_messages(socket, &[FromWorker::Inspected(Box::new(found))], &[])?,
         Err(error) => return fail(socket, error.code(), &error.to_string()),
     }

@@ -2,12 +2,11 @@
 
 use std::fmt::{self, Write};
 
+use tm_core::interfaces::FLOW_SERIES;
 use wasmparser::{
     component_types::{ComponentDefinedType, ComponentEntityType, ComponentFuncType, ComponentValType},
     types::Types,
 };
-
-use super::linker::CONTRACT;
 
 /// `run` of `wit/`, its named types written out.
 const RUN: &str = "func(record { run-id: string, flow-id: string, step-id: string, task-id: string, attempt: u32, \
@@ -21,14 +20,15 @@ const RUN: &str = "func(record { run-id: string, flow-id: string, step-id: strin
 const SHAPE_MAX_BYTES: usize = 4096;
 /// What a message shows of a shape, from where it differs.
 const SHOWN_MAX_CHARS: usize = 60;
+/// What a message shows of a function that is imported.
+const FUNCTION_MAX_CHARS: usize = 200;
 
 /// The exports of this contract's series, and what is wrong with them; a component without one has no fault here.
 ///
 /// # Errors
 /// What is there and what was expected, in words.
 pub fn check<'a>(types: &Types, exports: impl Iterator<Item = &'a str>) -> Result<(), String> {
-    let series = CONTRACT.rsplit_once('.').map_or(CONTRACT, |(series, _)| series);
-    let prefix = format!("tracemind:flow/step@{series}.");
+    let prefix = format!("tracemind:flow/step@{FLOW_SERIES}");
     exports.filter(|name| name.starts_with(&prefix)).try_for_each(|name| check_step(types, name))
 }
 
@@ -46,6 +46,17 @@ fn check_step(types: &Types, name: &str) -> Result<(), String> {
             if found.text == RUN { Ok(()) } else { Err(different(name, &found.text)) }
         }
         Some(_) => Err(format!("exports {name}, but its run is not a function")),
+    }
+}
+
+/// A function's type in words, the end cut off when it is long.
+pub fn function_shape(types: &Types, function: &ComponentFuncType) -> String {
+    let mut found = Shape { types, text: String::new() };
+    // The error is a text that is full.
+    let _ = found.function(function);
+    match found.text.char_indices().nth(FUNCTION_MAX_CHARS) {
+        Some((at, _)) => format!("{}…", &found.text[..at]),
+        None => found.text,
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a component is, from its bytes alone: nothing is compiled, nothing runs.
+//! What a component is, from its bytes alone: none of its code is compiled, nothing runs.
 
 use tm_core::{
     code,
@@ -12,7 +12,9 @@ use wasmparser::{
     types::Types,
 };
 
-use super::contract;
+use wasmtime::Engine;
+
+use super::{contract, imports};
 
 /// The bytes are no component that can be taken.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +29,10 @@ pub enum InspectError {
     Damaged(#[from] wasmparser::BinaryReaderError),
     #[error("it {0}")]
     OtherStep(String),
+    #[error("what it imports cannot be told: {0}")]
+    Imports(String),
+    #[error("it {}", .0.join("; "))]
+    OtherImports(Vec<String>),
 }
 
 impl InspectError {
@@ -37,11 +43,15 @@ impl InspectError {
     }
 }
 
-/// Validates the component and lists its imports, exports and what it needs of a pool.
+/// Validates the component and lists its imports, exports and what it needs of a pool, and holds what it imports against
+/// the linker of this host.
+///
+/// Where code stands before an import, that takes as long as the compilation of that code: it is left to it then. The
+/// inspection `before_compiling` does it in any case, and refuses what does not fit.
 ///
 /// # Errors
 /// When the bytes are not a valid component; never worth a retry.
-pub fn inspect(bytes: &[u8]) -> Result<Inspection, InspectError> {
+pub fn inspect(engine: &Engine, bytes: &[u8], before_compiling: bool) -> Result<Inspection, InspectError> {
     if !bytes.starts_with(b"\0asm") {
         return Err(InspectError::NotWasm);
     }
@@ -55,7 +65,17 @@ pub fn inspect(bytes: &[u8]) -> Result<Inspection, InspectError> {
     }
     walk.imports.retain(|name| gives_something(&types, name));
     contract::check(&types, walk.exports.iter().map(String::as_str)).map_err(InspectError::OtherStep)?;
-    Ok(Inspection { digest: Digest::of(bytes), imports: walk.imports, exports: walk.exports, required: walk.required })
+    let import_faults = match walk.imports_end.and_then(|end| bytes.get(..end)) {
+        Some(declared) if before_compiling || !walk.code_before_imports => {
+            imports::faults(engine, declared, &types).map_err(|error| InspectError::Imports(format!("{error:#}")))?
+        }
+        _ => Vec::new(),
+    };
+    if before_compiling && !import_faults.is_empty() {
+        return Err(InspectError::OtherImports(import_faults));
+    }
+    let Walk { imports, exports, required, .. } = walk;
+    Ok(Inspection { digest: Digest::of(bytes), imports, exports, import_faults, required })
 }
 
 /// Whether an import can be called or holds a handle. An interface that is imported for the shapes of its records alone
@@ -91,6 +111,10 @@ struct Walk {
     imports: Vec<String>,
     exports: Vec<String>,
     required: Required,
+    /// The end of the component's last section of imports: what stands before it is a component too.
+    imports_end: Option<usize>,
+    has_code: bool,
+    code_before_imports: bool,
 }
 
 impl Walk {
@@ -130,7 +154,10 @@ impl Walk {
                     self.alias(&alias?);
                 }
             }
+            Payload::CodeSectionStart { .. } => self.has_code = true,
             Payload::ComponentImportSection(section) if self.levels.len() == 1 => {
+                self.imports_end = Some(section.range().end);
+                self.code_before_imports = self.has_code;
                 for import in section {
                     self.imports.push(import?.name.name.to_owned());
                 }
@@ -178,15 +205,4 @@ impl Walk {
             level.modules.push(shape);
         }
     }
-}
-
-/// An import's package, interface and version: `wasi:io/streams@0.2.6` is (`wasi:io`, `streams`, `0.2.6`).
-#[must_use]
-pub fn import_parts(name: &str) -> Option<(&str, &str, Option<&str>)> {
-    let (path, version) = match name.split_once('@') {
-        Some((path, version)) => (path, Some(version)),
-        None => (name, None),
-    };
-    let (package, interface) = path.split_once('/')?;
-    Some((package, interface, version))
 }

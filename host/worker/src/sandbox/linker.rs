@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 
+use tm_core::interfaces::FLOW_VERSION;
 use wasmtime::{
     Engine, Result, StoreContextMut,
     component::{
@@ -22,8 +23,6 @@ use super::{
     verdict::bounded,
 };
 
-/// The version of the contract that this host speaks.
-pub const CONTRACT: &str = "0.1.0";
 /// The largest answer of `reader.read`.
 const READ_MAX_BYTES: u32 = 1 << 20;
 const PROGRESS_MESSAGE_MAX_BYTES: usize = 1024;
@@ -37,6 +36,7 @@ impl Capabilities {
     const RANDOM: u8 = 2;
     const FILES: u8 = 4;
     const ARTIFACTS: u8 = 8;
+    pub const ALL: Self = Self(Self::CLOCKS | Self::RANDOM | Self::FILES | Self::ARTIFACTS);
 
     #[must_use]
     pub fn of(grants: &tm_core::wire::StartGrants) -> Self {
@@ -192,7 +192,7 @@ pub fn linker(engine: &Engine, grants: Capabilities) -> Result<Linker<Ctx>> {
 }
 
 fn name(interface: &str) -> String {
-    format!("tracemind:flow/{interface}@{CONTRACT}")
+    format!("tracemind:flow/{interface}@{FLOW_VERSION}")
 }
 
 /// The baseline of the contract: types, log, progress, cancel.

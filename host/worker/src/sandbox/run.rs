@@ -9,6 +9,7 @@ use std::{
 
 use tm_core::{
     code,
+    interfaces::FLOW_VERSION,
     json::Json,
     limits::INLINE_MAX_BYTES,
     wire::{Body, Failure, Outcome, Report, Start, Usage},
@@ -21,7 +22,7 @@ use wasmtime::{
 
 use super::{
     ctx::{Ctx, Signals, Tripped},
-    linker::{CONTRACT, GuestContext, GuestError},
+    linker::{GuestContext, GuestError},
     verdict,
 };
 use crate::{
@@ -42,7 +43,7 @@ pub struct Entry {
 /// `tracemind:flow/step@0.1.0` `run`, when the component has it.
 #[must_use]
 pub fn entry_point(component: &Component) -> Option<ComponentExportIndex> {
-    let step = component.get_export_index(None, format!("tracemind:flow/step@{CONTRACT}").as_str())?;
+    let step = component.get_export_index(None, format!("tracemind:flow/step@{FLOW_VERSION}").as_str())?;
     component.get_export_index(Some(&step), "run")
 }
 

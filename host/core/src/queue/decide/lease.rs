@@ -4,7 +4,6 @@ use alloc::{collections::BTreeMap, vec::Vec};
 use core::cell::RefCell;
 
 use crate::{
-    code,
     id::{FlowNo, TaskRef},
     queue::{
         decide::{Desk, World},
@@ -50,6 +49,11 @@ pub fn lease(
     while taken < most && slots.iter().any(|slot| slot.free > 0) {
         let Some((tenant, choice)) = choose(desk.state, fair, slots, &runnable) else { break };
         match choice {
+            // A run that is over its time takes no slot; there were too many of them, or too little room, to end it before.
+            Choice::Lease { rank, .. } if desk.is_over(rank.task.run) => {
+                desk.end_task_over(rank.task);
+                desk.advance(rank.task.run);
+            }
             Choice::Lease { rank, slot, solo } => {
                 let worker = slots[slot].worker;
                 slots[slot].free = if solo { 0 } else { slots[slot].free - 1 };
@@ -142,14 +146,6 @@ impl Desk<'_> {
     fn start(&mut self, task: TaskRef, worker: crate::id::WorkerId) {
         let Some(run) = self.state.runs.get(&task.run) else { return };
         let Some(attempt) = run.task(task).map(|found| found.attempt + 1) else { return };
-        let timeout_ms = self.state.flow_of(run).and_then(|flow| flow.def.run_timeout_ms);
-        if let Some(timeout_ms) = timeout_ms
-            && self.world.now.since(run.enqueued_at) > timeout_ms
-        {
-            let message = alloc::format!("the run is older than run_timeout_ms ({timeout_ms})");
-            self.dead(task, 0, code::RUN_TIMEOUT, message, "non_retryable", None, Usage::default());
-            return self.advance(task.run);
-        }
         self.fact(Event::Leased { task, attempt, worker });
         self.effect(Effect::Start { worker, task, attempt });
     }

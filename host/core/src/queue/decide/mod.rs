@@ -13,12 +13,14 @@ mod lease;
 mod made;
 mod operate;
 mod pattern;
+mod timeout;
 
 pub use bulk::{Bulk, SLICE_MAX, no_room, stopping};
 pub use compact::{Sweep, results_dropped, results_kept};
 pub use lease::{Runnable, lease};
 pub use made::{Arrival, ITEMS_PER_SLICE, Made, Making, unmade};
 pub use operate::changes;
+pub use timeout::time_out;
 
 use alloc::{
     boxed::Box,

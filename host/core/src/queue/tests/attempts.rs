@@ -174,16 +174,6 @@ fn the_first_retry_after_a_loss_has_no_delay() {
     assert_eq!(bench.phase(lease.task), Phase::Ready { since: bench.now });
 }
 
-#[test]
-fn a_run_past_its_timeout_starts_nothing_more() {
-    let mut bench = Bench::new(vec![FlowDef { run_timeout_ms: Some(1000), ..flow("one", vec![step("s", &[])]) }]);
-    let run = bench.enqueue("one");
-    bench.wait(1001);
-    assert_eq!(bench.lease(1, 1), []);
-    let letter = bench.state.runs[&run].letters().next().expect("a letter").1.clone();
-    assert_eq!((letter.code.as_str(), letter.attempt), ("RUN_TIMEOUT", 0));
-}
-
 /// The attempts that `queue show` has of the only task: their numbers, outcomes, and how many were left out.
 fn shown(bench: &Bench, run: RunId) -> (Vec<(Attempt, String)>, u32) {
     let detail = crate::queue::view::detail(bench.ended(), run, &NoBlobs, &|_, _| None).expect("a run");

@@ -9,6 +9,7 @@ mod made;
 mod model;
 mod operator;
 mod order;
+mod timeouts;
 
 use alloc::{
     boxed::Box,

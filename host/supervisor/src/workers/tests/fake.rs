@@ -248,7 +248,8 @@ impl Fake {
 }
 
 fn inspection(bytes: &[u8]) -> Inspection {
-    Inspection { digest: Digest::of(bytes), imports: Vec::new(), exports: Vec::new(), required: Required::default() }
+    let (imports, exports, import_faults) = (Vec::new(), Vec::new(), Vec::new());
+    Inspection { digest: Digest::of(bytes), imports, exports, import_faults, required: Required::default() }
 }
 
 /// More descriptors than a packet may have; `send_raw` would not even do it.

@@ -3,38 +3,27 @@
 use std::{
     io::{self, Write as _},
     path::Path,
-    sync::Arc,
 };
 
 use serde::Serialize;
-use tm_supervisor::{
-    config::Settings,
-    deploy::{DeployError, FlowFault, KnownFiles, Resolved, Source, resolve},
-    evaluate::MiniJinja,
-    run::RunError,
-    workers::{
-        PoolError,
-        child::{Program, Spawner},
-        compile::{CompileSettings, Compiler},
-        profile::WorkerUser,
-    },
-};
+use tm_supervisor::deploy::{DeployError, FlowFault, Resolved};
 
 use crate::cli::{
     args::CheckArgs,
-    exit::{End, Failure, Outcome},
-    flow::FlowFile,
-    render, settings,
+    checker::Checker,
+    exit::{End, Outcome},
+    flow::opened,
+    render,
 };
 
 pub(crate) fn run(args: &CheckArgs) -> Outcome {
-    let settings = settings::load(args.config.as_deref())?;
-    let compiler = compiler(args.allow_weaker_confinement)?;
-    // Flows share components: each file is inspected once.
-    let mut known = KnownFiles::default();
+    let mut checker = Checker::new(args.config.as_deref(), args.allow_weaker_confinement)?;
     let mut end = End::Done;
     for path in &args.flows {
-        let checked = check(path, &args.tenant.tenant, &settings, &compiler, &mut known)?;
+        let checked = match checker.check(&opened(path)?, &args.tenant.tenant) {
+            Ok(resolved) => Checked { resolved: Some(resolved), faults: Vec::new() },
+            Err(DeployError { faults }) => Checked { resolved: None, faults },
+        };
         if !checked.faults.is_empty() {
             end = End::Invalid;
         }
@@ -43,46 +32,9 @@ pub(crate) fn run(args: &CheckArgs) -> Outcome {
     Ok(end)
 }
 
-/// Guest bytes are read in confined processes, as when a flow is registered (I8).
-fn compiler(allow_weaker: bool) -> Result<Compiler, Failure> {
-    let user = WorkerUser::resolve(None).map_err(RunError::from)?;
-    let spawner = Spawner::start(Program::this_binary(user)).map_err(|error| RunError::from(PoolError::from(error)))?;
-    let settings = CompileSettings { allow_weaker, ..CompileSettings::default() };
-    Ok(Compiler::new(Arc::new(spawner), settings).map_err(RunError::from)?)
-}
-
-#[derive(Default)]
 struct Checked {
     resolved: Option<Resolved>,
     faults: Vec<FlowFault>,
-}
-
-fn check(
-    path: &Path,
-    tenant: &str,
-    settings: &Settings,
-    compiler: &Compiler,
-    known: &mut KnownFiles,
-) -> Result<Checked, Failure> {
-    let (flow, missing) = match FlowFile::open_partly(path, tenant)? {
-        Ok(opened) => opened,
-        Err(DeployError { faults }) => return Ok(Checked { resolved: None, faults }),
-    };
-    let source =
-        Source { tenant, text: &flow.request.text, path: Path::new(&flow.request.path), components: &flow.components };
-    let mut faults = missing;
-    match resolve(&source, settings, &settings.ceilings, &MiniJinja::new(), known, compiler) {
-        Ok(resolved) if faults.is_empty() => Ok(Checked { resolved: Some(resolved), faults }),
-        Ok(_) => Ok(Checked { resolved: None, faults }),
-        Err(DeployError { faults: found }) => {
-            // What stands in for a missing component is faulty too, at the same place.
-            let places: Vec<_> = faults.iter().map(|fault| (fault.line, fault.column)).collect();
-            faults.extend(found.into_iter().filter(|fault| !places.contains(&(fault.line, fault.column))));
-            faults.iter_mut().for_each(|fault| path.clone_into(&mut fault.file));
-            faults.sort_by_key(|fault| (fault.line, fault.column));
-            Ok(Checked { resolved: None, faults })
-        }
-    }
 }
 
 #[derive(Serialize)]

@@ -32,7 +32,7 @@ pub(crate) fn one(flow: &str, input: &str, flags: &EnqueueFlags, folders: &Folde
     let template = Template::of(flags)?;
     let input = values::input(input)?;
     let tenant = &flags.tenant.tenant;
-    let flow = Flow::open(flow, tenant)?;
+    let flow = Flow::open(flow, tenant, folders.config.as_deref())?;
     let need = if flags.wait { Need::Wait } else { flow.need() };
     let mut session = Session::open(folders, flags.backend.queue, need)?;
     let known = flow.register(&mut session, tenant)?;
@@ -44,7 +44,7 @@ pub(crate) fn one(flow: &str, input: &str, flags: &EnqueueFlags, folders: &Folde
 fn many(args: &EnqueueArgs, lines: &Path) -> Outcome {
     let template = Template::of(&args.flags)?;
     let tenant = &args.flags.tenant.tenant;
-    let flow = Flow::open(&args.flow, tenant)?;
+    let flow = Flow::open(&args.flow, tenant, args.folders.config.as_deref())?;
     let source = batch::open(lines)?;
     let mut session = Session::open(&args.folders, args.flags.backend.queue, flow.need())?;
     let known = flow.register(&mut session, tenant)?;

@@ -27,7 +27,7 @@ pub(crate) fn run(args: RunArgs) -> Outcome {
         return Err(Failure::failed(format!("no flow file {}", args.flow))
             .hint("tm run takes a file; a registered flow is run by: tm run --detached"));
     }
-    let flow = FlowFile::open(path, &tenant)?;
+    let flow = FlowFile::open(path, &tenant, args.folders.config.as_deref(), args.allow_weaker_confinement)?;
     let options = Options {
         settings: settings::load(args.folders.config.as_deref())?,
         config: settings::path(args.folders.config.as_deref()),
