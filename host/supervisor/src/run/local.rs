@@ -166,6 +166,7 @@ pub fn read_only(options: &Options, request: &Request, damaged: &mut dyn FnMut(&
         workers: &Vec::new,
         backend: "file",
         disk_full: false,
+        paused: None,
         now: clock.now(),
     };
     answer(&asked, request).ok_or(RunError::Lonely)
