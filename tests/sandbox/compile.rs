@@ -251,6 +251,21 @@ fn a_component_without_the_export_does_not_load() {
 }
 
 #[test]
+fn an_artefact_that_the_system_does_not_open_is_tried_again() {
+    let mut worker = Worker::start(&Setup::default());
+    // A descriptor that cannot be opened by its path, as when no other is left.
+    let (socket, _other) = std::os::unix::net::UnixStream::pair().expect("a socket pair");
+    worker.send(&[tm_core::wire::ToWorker::Load { component: 1 }], &[socket.into()]);
+    assert!(matches!(worker.next().0, tm_core::wire::FromWorker::LoadFailed { .. }));
+    let start = worker.start_of(1, "{}");
+    let failed = crate::harness::failure(&worker.run(start)).clone();
+    assert_eq!((failed.code.as_str(), failed.class), (code::HOST_ERROR, code::Class::Retryable), "{}", failed.message);
+    worker.load(1, &native("echo"));
+    let start = worker.start_of(1, "[1]");
+    assert_eq!(crate::harness::output(&worker.run(start)), "[1]");
+}
+
+#[test]
 fn bytes_that_are_no_artefact_do_not_load_and_harm_nothing() {
     let mut worker = Worker::start(&Setup::default());
     let artefact = tm_worker::packet::sealed("native", b"not an artefact").expect("a memfd");

@@ -340,6 +340,9 @@ pub struct Counters {
     pub syncs: u64,
     /// The longest that the loop was busy at once, since this was asked last.
     pub longest_turn_us: u64,
+    /// Pauses of dequeuing under `[backpressure]`.
+    #[serde(default)]
+    pub worker_pauses_total: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

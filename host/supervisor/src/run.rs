@@ -5,6 +5,7 @@
 
 mod answers;
 mod catalogue;
+mod held;
 mod house;
 mod inspect;
 mod jobs;
@@ -14,6 +15,7 @@ mod local_tests;
 mod natives;
 mod once;
 mod open;
+mod pause;
 mod payloads;
 mod private;
 mod register;

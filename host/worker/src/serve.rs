@@ -157,8 +157,8 @@ struct Loaded {
 struct Worker {
     engine: Engine,
     linkers: BTreeMap<Capabilities, Linker<Ctx>>,
-    /// What cannot be called is kept too, with the reason: each of its starts ends with it, and is not tried again.
-    components: HashMap<u32, Result<Loaded, String>>,
+    /// What cannot be called is kept too, with the reason: each of its starts ends with it.
+    components: HashMap<u32, Result<Loaded, Failure>>,
     folders: Arc<Folders>,
     running: HashMap<(TaskRef, Attempt), Arc<Signals>>,
     concurrency: usize,
@@ -205,7 +205,7 @@ impl Worker {
                     let native = packet.fd()?;
                     let answer = match self.load(component, &native) {
                         Ok(()) => FromWorker::Loaded { component },
-                        Err(reason) => FromWorker::LoadFailed { component, reason },
+                        Err(Failure { message: reason, .. }) => FromWorker::LoadFailed { component, reason },
                     };
                     self.tell(answer);
                 }
@@ -228,18 +228,26 @@ impl Worker {
         let _ = self.out.send(Outgoing { message, fd: None });
     }
 
-    fn load(&mut self, number: u32, native: &OwnedFd) -> Result<(), String> {
+    fn load(&mut self, number: u32, native: &OwnedFd) -> Result<(), Failure> {
+        let loaded = self.loaded(native);
+        let answer = loaded.as_ref().map(drop).map_err(Failure::clone);
+        self.components.insert(number, loaded);
+        answer
+    }
+
+    fn loaded(&self, native: &OwnedFd) -> Result<Loaded, Failure> {
         // SAFETY: the supervisor made the artefact in a compile process of this same program, keeps it where no tenant
         // can write, and hands it over as a sealed memfd: it cannot change while it is mapped.
         let component = unsafe { Component::deserialize_file(&self.engine, confine::own_path(native)) };
-        let component = component.map_err(|error| format!("the native artefact does not load: {error:#}"))?;
-        let loaded = match run::entry_point(&component) {
-            Some(run) => Ok(Loaded { component, run, entries: BTreeMap::new() }),
-            None => Err("the component does not export tracemind:flow/step@0.1.0 with run".to_owned()),
-        };
-        let answer = loaded.as_ref().map(drop).map_err(String::clone);
-        self.components.insert(number, loaded);
-        answer
+        let component = component.map_err(|error| {
+            // Without a descriptor or memory here and now, another attempt loads it again.
+            let by_system = error.chain().any(|cause| cause.is::<std::io::Error>() || cause.is::<Errno>());
+            let code = if by_system { code::HOST_ERROR } else { code::COMPILE_FAILED };
+            verdict::host(code, &format!("the native artefact does not load: {error:#}"))
+        })?;
+        let missing = "the component does not export tracemind:flow/step@0.1.0 with run";
+        let run = run::entry_point(&component).ok_or_else(|| verdict::host(code::COMPILE_FAILED, missing))?;
+        Ok(Loaded { component, run, entries: BTreeMap::new() })
     }
 
     fn start(&mut self, start: Box<Start>, input: Option<&OwnedFd>) {
@@ -282,7 +290,7 @@ impl Worker {
     fn entry(&mut self, component: u32, grants: Capabilities) -> Option<Result<Arc<Entry>, Failure>> {
         let loaded = match self.components.get_mut(&component)? {
             Ok(loaded) => loaded,
-            Err(reason) => return Some(Err(verdict::host(code::COMPILE_FAILED, reason))),
+            Err(failure) => return Some(Err(failure.clone())),
         };
         if let Some(entry) = loaded.entries.get(&grants) {
             return Some(Ok(Arc::clone(entry)));

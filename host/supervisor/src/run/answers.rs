@@ -2,6 +2,7 @@
 
 use tm_core::{
     api::{ApiError, Counters, ErrorKind, Reply, Request, RunState, TaskRow, TaskState, WorkerRow},
+    code,
     flow::advance::Blobs,
     id::{FlowNo, RunId},
     queue::{
@@ -20,6 +21,8 @@ pub(super) struct Asked<'a> {
     pub(super) backend: &'static str,
     /// Nothing is leased because the disk has no room.
     pub(super) disk_full: bool,
+    /// Why nothing is leased for a moment.
+    pub(super) paused: Option<&'a str>,
 }
 
 /// The answer, or `None` when the request is not one that only reads.
@@ -96,7 +99,10 @@ pub(super) fn answer(asked: &Asked<'_>, request: &Request) -> Option<Reply> {
 }
 
 fn held_back(asked: &Asked<'_>) -> Option<String> {
-    asked.disk_full.then(|| "the queue's disk has no room for the end of another task".into())
+    if asked.disk_full {
+        return Some("the queue's disk has no room for the end of another task".into());
+    }
+    asked.paused.map(str::to_owned)
 }
 
 fn blocked(asked: &Asked<'_>, flow: FlowNo, step: u16) -> Option<String> {
@@ -104,6 +110,7 @@ fn blocked(asked: &Asked<'_>, flow: FlowNo, step: u16) -> Option<String> {
         Runnable::Yes if asked.disk_full => Some("room on the queue's disk".into()),
         Runnable::Yes => Some("a free worker".into()),
         Runnable::Compiling => Some("compiling".into()),
+        Runnable::Held { why } => Some(format!("{}: {why}", code::HOST_ERROR)),
         Runnable::Denied { code, .. } => Some(code.into()),
     }
 }

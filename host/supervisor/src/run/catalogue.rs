@@ -29,7 +29,14 @@ pub(super) enum Native {
     Wanted,
     Compiling,
     Here,
-    Failed { code: &'static str, message: String },
+    /// Tried again by itself.
+    Held {
+        why: String,
+    },
+    Failed {
+        code: &'static str,
+        message: String,
+    },
 }
 
 #[derive(Debug)]
@@ -149,6 +156,7 @@ impl Catalogue {
             .map(|component| &component.native);
         match native {
             Some(Native::Here) => Runnable::Yes,
+            Some(Native::Held { why }) => Runnable::Held { why: why.clone() },
             Some(Native::Failed { code, message }) => Runnable::Denied { code, message: message.clone() },
             Some(Native::Wanted | Native::Compiling) | None => Runnable::Compiling,
         }

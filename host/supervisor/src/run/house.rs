@@ -13,6 +13,7 @@ use std::{
 
 use tm_core::{
     api::{ApiError, DlqEntry, ErrorKind, Reply, WorkerRow},
+    code,
     id::{Digest, FlowNo, RunId, TaskRef, WorkerId},
     json::Payload,
     queue::{
@@ -32,8 +33,10 @@ use super::{
     Happening,
     answers::has_ended,
     catalogue::{Catalogue, ComponentKey, Native, profile_of},
+    held::Held,
     jobs::Lane,
     natives::{Failed, Natives},
+    pause::Pause,
     payloads::StoredBlobs,
     start::start_of,
 };
@@ -49,6 +52,8 @@ use crate::{
     workers::{Pool, profile::WorkerUser, sealed},
 };
 
+/// How often in a row the process that compiles a component may fail before the component is given up.
+const PROCESS_FAILURES_MAX: u32 = 4;
 /// How long a cancelled attempt may go on before it is stopped.
 const CANCEL_GRACE_MS: u64 = 2_000;
 /// Dead letters whose files wait to be archived: beyond it bulk actions wait.
@@ -59,6 +64,10 @@ pub(super) struct House<D: Disk> {
     /// None in a session without workers.
     pub(super) pool: Option<Pool>,
     pub(super) natives: Natives<D>,
+    /// Components whose artefact the host could not make or hold.
+    pub(super) held: Held,
+    /// When nothing is handed out although workers are free.
+    pub(super) pause: Pause,
     pub(super) artifacts: Artifacts<D>,
     /// The store's folder, and the user that reads results in it.
     pub(super) store: PathBuf,
@@ -87,6 +96,9 @@ pub(super) struct House<D: Disk> {
 
 impl<D: Disk> Shell for House<D> {
     fn slots(&mut self) -> Vec<Slot> {
+        if self.pause.why().is_some() {
+            return Vec::new();
+        }
         self.pool.as_ref().map_or_else(Vec::new, Pool::slots)
     }
 
@@ -102,6 +114,9 @@ impl<D: Disk> Shell for House<D> {
 
     fn wanted(&mut self, state: &State, wants: &[Want], now: Millis) {
         let Some(pool) = &mut self.pool else { return };
+        if !wants.is_empty() {
+            self.pause.turn(now, state.depth());
+        }
         let catalogue = &self.catalogue;
         self.again_at =
             pool.want(wants, &|no| profile_of(state, no).and_then(|profile| catalogue.spec(profile)).cloned(), now.0);
@@ -226,26 +241,54 @@ impl<D: Disk> House<D> {
             return;
         }
         let native = match self.natives.find(key) {
-            Ok(true) => Native::Here,
+            Ok(true) => {
+                self.held.forget(key);
+                Native::Here
+            }
             Ok(false) => {
                 self.natives.compile(key.clone(), self.happenings.clone());
                 Native::Compiling
             }
-            Err(Failed { code, message }) => Native::Failed { code, message },
+            Err(failed) => self.failed(key, failed),
         };
         self.catalogue.set_native(key, native);
+    }
+
+    /// What a component is without an artefact: given up, or held until it is tried again.
+    fn failed(&mut self, key: &ComponentKey, failed: Failed) -> Native {
+        match failed {
+            Failed::Component { code, message } => {
+                tracing::warn!(component = %key.1, code, %message, "a component cannot be compiled");
+                Native::Failed { code, message }
+            }
+            Failed::Process { why } if self.held.failures(key) >= PROCESS_FAILURES_MAX => {
+                self.held.forget(key);
+                self.failed(key, Failed::Component { code: code::COMPILE_FAILED, message: why })
+            }
+            Failed::Host { why } | Failed::Process { why } => {
+                tracing::warn!(component = %key.1, %why, "the host has no native artefact of a component; its tasks wait");
+                self.held.add(key);
+                Native::Held { why }
+            }
+        }
+    }
+
+    /// Tries again what is due of the components that are held. Returns when the next is.
+    pub(super) fn try_held(&mut self, now: Millis) -> Option<Millis> {
+        for key in self.held.due(now) {
+            self.find_native(&key);
+        }
+        self.held.next(now)
     }
 
     pub(super) fn compiled(&mut self, key: &ComponentKey, outcome: Result<OwnedFd, Failed>) {
         let native = match outcome {
             Ok(artefact) => {
+                self.held.forget(key);
                 self.natives.keep(key, artefact);
                 Native::Here
             }
-            Err(Failed { code, message }) => {
-                tracing::warn!(component = %key.1, code, %message, "a component cannot be compiled");
-                Native::Failed { code, message }
-            }
+            Err(failed) => self.failed(key, failed),
         };
         self.catalogue.set_native(key, native);
     }
@@ -279,6 +322,8 @@ impl<D: Disk> House<D> {
         }
         if let Err(why) = self.try_start(state, worker, task, attempt, now) {
             tracing::warn!(task = %state.task_name(task), %why, "a task could not be handed to its worker");
+            // It goes back as if it had never started. The reason is the host's: at once it would be the same.
+            self.pause.host_failed(now, &why);
             self.inputs.push_back(Input::NotStarted { worker, task, attempt });
         }
     }

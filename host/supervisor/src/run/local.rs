@@ -175,6 +175,7 @@ pub fn read_only(options: &Options, request: &Request, damaged: &mut dyn FnMut(&
         workers: &Vec::new,
         backend: "file",
         disk_full: false,
+        paused: None,
     };
     answer(&asked, request).ok_or(RunError::Lonely)
 }

@@ -96,20 +96,22 @@ fn a_dry_run_and_a_refused_change_read_alone() {
 }
 
 #[test]
-fn a_disk_without_room_is_told_by_stats_and_show() {
+fn why_nothing_is_leased_is_told_by_stats_and_show() {
     let turn = small_queue_tests::waiting();
     let state = &turn.state;
     let ended = turn.ended(state.last_at);
     let blobs = StoredBlobs::new(BlobStore::reading(MemDisk::default()));
-    let ask = |disk_full, request: &Request| {
+    let ask = |disk_full, paused, request: &Request| {
         let (runnable, workers) = (|_, _| Runnable::Yes, Vec::new);
-        let asked = Asked { ended, blobs: &blobs, runnable: &runnable, workers: &workers, backend: "file", disk_full };
+        let asked =
+            Asked { ended, blobs: &blobs, runnable: &runnable, workers: &workers, backend: "file", disk_full, paused };
         told(&answer(&asked, request).unwrap())
     };
     let id = state.runs.keys().next().unwrap().to_string();
     assert!(view::run_by_id(ended, &id).is_ok());
     for request in [Request::Stats, Request::Show { id }] {
-        assert!(ask(true, &request).contains(r#""held_back":"the queue's disk has no room"#), "{request:?}");
-        assert!(ask(false, &request).contains(r#""held_back":null"#), "{request:?}");
+        assert!(ask(true, None, &request).contains(r#""held_back":"the queue's disk has no room"#), "{request:?}");
+        assert!(ask(false, None, &request).contains(r#""held_back":null"#), "{request:?}");
+        assert!(ask(false, Some("a pause"), &request).contains(r#""held_back":"a pause""#), "{request:?}");
     }
 }

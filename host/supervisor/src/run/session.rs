@@ -105,6 +105,7 @@ impl<D: Disk> Session<D> {
         }
         self.turns += 1;
         self.house.catalogue.refresh();
+        let held = self.house.try_held(now);
         self.reports.append(&mut self.house.inputs);
         let mut inputs = VecDeque::new();
         while inputs.len() < INPUTS_PER_TURN_MAX
@@ -126,7 +127,9 @@ impl<D: Disk> Session<D> {
         }
         self.file_again(now);
         let swept = self.sweeper.turn(now, &self.turn, &self.house);
-        let due = [deadline, self.house.again_at.take(), swept, self.file_at].into_iter().flatten().min();
+        let paused = self.house.pause.until();
+        let due = [deadline, self.house.again_at.take(), swept, self.file_at, held, paused];
+        let due = due.into_iter().flatten().min();
         Ok(if more { Some(now) } else { due })
     }
 
@@ -185,7 +188,8 @@ impl<D: Disk> Session<D> {
         if let Request::Counters = request {
             let longest = std::mem::take(&mut self.longest_turn);
             let longest_turn_us = u64::try_from(longest.as_micros()).unwrap_or(u64::MAX);
-            let counters = Counters { turns: self.turns, syncs: self.turn.syncs(), longest_turn_us };
+            let (syncs, worker_pauses_total) = (self.turn.syncs(), self.house.pause.pauses_total);
+            let counters = Counters { turns: self.turns, syncs, longest_turn_us, worker_pauses_total };
             return self.house.replies.push((ticket, Reply::Counters(counters)));
         }
         let asked = Asked {
@@ -195,6 +199,7 @@ impl<D: Disk> Session<D> {
             workers: &|| self.house.workers(),
             backend: self.backend,
             disk_full: self.turn.disk_full,
+            paused: self.house.pause.why(),
         };
         if let Some(reply) = answer(&asked, request) {
             self.house.replies.push((ticket, reply));

@@ -123,7 +123,7 @@ fn serve<D: Disk>(
     let clock = Clock::not_before(session.turn.state.last_at);
     let recovered_runs = session.turn.state.runs.len();
     // Without a wall nothing could run: said now, not at the first task.
-    session.house.natives.compatibility().map_err(|failed| RunError::NoWorker { reason: failed.message })?;
+    session.house.natives.compatibility().map_err(|failed| RunError::NoWorker { reason: failed.to_string() })?;
     let listener = listen::bind(socket_folder)?;
     let calls = sender.clone();
     let edge = Edge::start(listener, true, move |incoming| drop(calls.send(Happening::Edge(incoming))))?;

@@ -21,6 +21,10 @@ pub enum Runnable {
     Yes,
     /// The native artefact is not there yet.
     Compiling,
+    /// The host cannot do its part now, and tries again by itself: the tasks wait.
+    Held {
+        why: alloc::string::String,
+    },
     /// The operator's ceiling no longer allows it, or it cannot be compiled: the tasks are dead-lettered.
     Denied {
         code: &'static str,
@@ -91,7 +95,7 @@ fn choose(
         for lane in state.indexes.lanes.lanes_of(tenant) {
             match runnable(lane.flow, lane.step) {
                 Runnable::Yes => {}
-                Runnable::Compiling => continue,
+                Runnable::Compiling | Runnable::Held { .. } => continue,
                 Runnable::Denied { code, message } => {
                     let task = lane.ready.first().or(lane.solo.first())?.task;
                     return Some((tenant, Choice::Refuse { task, code, message }));

@@ -65,6 +65,21 @@ fn a_tenant_with_100_000_tasks_does_not_keep_another_waiting() {
 }
 
 #[test]
+fn what_the_host_cannot_run_now_waits_and_holds_nobody_else_up() {
+    let mut bench = Bench::new(vec![flow("held", vec![step("s", &[])]), flow("free", vec![step("s", &[])])]);
+    let (held, free) = (bench.enqueue("held"), bench.enqueue("free"));
+    let held_flow = bench.state.runs[&held].flow;
+    let (mut fair, mut slots) = (
+        FairOrder::default(),
+        vec![Slot { worker: WorkerId(1), profile: bench.profile("default"), free: 2, idle: true }],
+    );
+    let runnable = |flow, _| if flow == held_flow { Runnable::Held { why: "no memory".into() } } else { Runnable::Yes };
+    bench.make(|state, world| decide::lease(state, world, &mut fair, &mut slots, 9, &runnable));
+    assert!(matches!(bench.phase(single(held)), Phase::Ready { .. }) && bench.state.letters.is_empty());
+    assert!(matches!(bench.phase(single(free)), Phase::Leased { .. }));
+}
+
+#[test]
 fn a_delayed_run_is_ready_at_its_time_and_not_before() {
     let mut bench = Bench::new(vec![flow("one", vec![step("s", &[])])]);
     let at = bench.now.plus(500);
