@@ -60,8 +60,8 @@ fn fill_and_make_room(disk: &Disk) {
     let failed = pool.ended(&failing);
     assert_eq!((failed.state, failed.tasks[0].attempts.len()), (RunState::Stalled, 3));
     until("an output without room", || {
-        let codes = pool.show(&large).tasks.remove(0).attempts.into_iter().filter_map(|attempt| attempt.code);
-        codes.last().filter(|code| code == "DISK_FULL")
+        let mut codes = pool.show(&large).tasks.remove(0).attempts.into_iter().filter_map(|attempt| attempt.code);
+        codes.next_back().filter(|code| code == "DISK_FULL")
     });
     assert!(disk.is_full(), "something made room");
 

@@ -70,7 +70,7 @@ fn all(store: &ResultStore<MemDisk>) -> Vec<u128> {
 /// 1,000 runs over several segments, every third with a key; ids go up and down, as runs end.
 fn filled(disk: &MemDisk, max_bytes: u64) -> (ResultStore<MemDisk>, Vec<FinishedRun>) {
     let mut store = open(disk, &ResultsMark::default(), max_bytes);
-    let key = |no: u128| (no % 3 == 0).then(|| format!("key-{no}"));
+    let key = |no: u128| no.is_multiple_of(3).then(|| format!("key-{no}"));
     let runs: Vec<_> = (0..1000u128).map(|no| no ^ 5).map(|no| run(no, key(no).as_deref(), 1000)).collect();
     for some in runs.chunks(7) {
         store.append(some.iter().map(line)).unwrap();
