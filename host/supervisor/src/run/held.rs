@@ -78,7 +78,7 @@ mod tests {
             assert_eq!(held.next(now), Some(now.plus(delay_ms)));
             assert_eq!(held.due(now.plus(delay_ms - 1)), []);
             now = now.plus(delay_ms);
-            assert_eq!(held.due(now), [key.clone()]);
+            assert_eq!(held.due(now), std::slice::from_ref(&key));
             assert_eq!((held.due(now), held.next(now)), (vec![], None), "one try at a time");
         }
         held.forget(&key);
