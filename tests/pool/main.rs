@@ -11,6 +11,7 @@ mod handover;
 mod home;
 mod letters;
 mod lost;
+mod pressure;
 mod queue;
 mod refusals;
 mod supervisor;
