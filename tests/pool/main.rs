@@ -16,6 +16,7 @@ mod letters;
 mod lost;
 mod mounts;
 mod neighbours;
+mod pressure;
 mod queue;
 mod read_only;
 mod refusals;

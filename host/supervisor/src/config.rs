@@ -110,9 +110,9 @@ pub struct Retries {
 /// Over both thresholds, dequeuing pauses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Backpressure {
-    /// Ready tasks.
+    /// Tasks in the queue, as `depth` counts them.
     pub high_watermark: u64,
-    /// Load of the processors, 1.0 is all of them.
+    /// Of the load average of a minute, per processor.
     pub load_threshold: f64,
     pub pause_ms: u64,
 }
@@ -201,7 +201,6 @@ impl Settings {
             return Err(ConfigError::Heartbeat { heartbeat_ms, timeout_ms, lease_ms });
         }
         let unbuilt = [
-            ("[backpressure]", self.backpressure.is_some()),
             ("[retention]", self.retention != Retention::default()),
             ("scratch.keep_on_success", self.scratch.keep_on_success),
         ];

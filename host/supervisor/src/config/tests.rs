@@ -81,12 +81,20 @@ fn every_key_is_taken() {
 #[test]
 fn keys_that_this_version_only_reserves_are_refused() {
     for (text, key) in [
-        ("[backpressure]\nhigh_watermark = 100", "[backpressure]"),
         ("[scratch]\nkeep_on_success = true", "scratch.keep_on_success"),
         ("[retention]\nartifacts = \"1d\"\ndlq_archive = \"2d\"", "[retention]"),
     ] {
         assert!(fails(text).starts_with(&format!("{key} is reserved")), "{text}");
     }
+}
+
+#[test]
+fn backpressure_needs_its_watermark_alone() {
+    let pressure = |text: &str| parse(text).backpressure.unwrap();
+    let Backpressure { high_watermark, load_threshold, pause_ms } = pressure("[backpressure]\nhigh_watermark = 7");
+    assert_eq!((high_watermark, load_threshold, pause_ms), (7, 1.0, 500));
+    assert_eq!(pressure("[backpressure]\nhigh_watermark = 7\nload_threshold = 2").load_threshold, 2.0);
+    assert!(fails("[backpressure]\npause_ms = 5").contains("missing field `high_watermark`"));
 }
 
 #[test]
@@ -106,6 +114,10 @@ fn each_error_names_file_line_and_key() {
             "conf/trace_config.toml:2:12: keys_max: invalid type: string \"5\", expected u64",
         ),
         ("[workers]\nnum = 0", "conf/trace_config.toml:2:7: workers.num: 0 is not between 1 and 1024"),
+        (
+            "[backpressure]\nhigh_watermark = 1\nload_threshold = -0.5",
+            "conf/trace_config.toml:3:18: backpressure.load_threshold: -0.5 is not between 0 and 1000",
+        ),
         (
             "[workers]\nheartbeat = \"5\"",
             "conf/trace_config.toml:2:13: workers.heartbeat: '5' is not a duration: write a whole number and ms, s, m, h or d, \

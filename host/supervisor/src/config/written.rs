@@ -130,18 +130,8 @@ struct AllowFolder {
 #[serde(deny_unknown_fields)]
 struct Pressure {
     high_watermark: Spanned<u64>,
-    #[serde(default = "whole_load")]
-    load_threshold: f64,
-    #[serde(default = "pause_ms")]
-    pause_ms: u64,
-}
-
-fn whole_load() -> f64 {
-    1.0
-}
-
-fn pause_ms() -> u64 {
-    500
+    load_threshold: Option<Spanned<f64>>,
+    pause_ms: Option<Spanned<u64>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -197,11 +187,18 @@ pub(super) fn resolve(text: &str, path: &Path) -> Result<Settings, ConfigError> 
         }
     }
     if let Some(pressure) = file.backpressure {
-        settings.backpressure = Some(Backpressure {
-            high_watermark: place.within("backpressure.high_watermark", &pressure.high_watermark, 1, u64::MAX)?,
-            load_threshold: pressure.load_threshold,
-            pause_ms: pressure.pause_ms,
-        });
+        let mut backpressure = Backpressure {
+            high_watermark: place.within("backpressure.high_watermark", &pressure.high_watermark, 1, 100_000_000)?,
+            load_threshold: 1.0,
+            pause_ms: 500,
+        };
+        if let Some(load) = &pressure.load_threshold {
+            backpressure.load_threshold = place.within("backpressure.load_threshold", load, 0.0, 1000.0)?;
+        }
+        if let Some(span) = &pressure.pause_ms {
+            backpressure.pause_ms = place.within("backpressure.pause_ms", span, 1, 3_600_000)?;
+        }
+        settings.backpressure = Some(backpressure);
     }
     settings.scratch.keep_on_success = file.scratch.keep_on_success;
     if let Some(age) = &file.scratch.max_age {
