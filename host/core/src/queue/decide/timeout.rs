@@ -8,7 +8,7 @@ use crate::{
     queue::{
         decide::{Desk, World},
         effect::{Effect, Step},
-        indexes::each_task,
+        indexes::{due_steps, each_task},
         run::Phase,
         state::State,
     },
@@ -39,14 +39,15 @@ pub fn time_out(state: &mut State, world: World<'_>, most: usize) -> Step {
 
 /// The first open tasks of a run, at most `most`.
 fn open_tasks(state: &State, run: RunId, most: usize) -> Vec<TaskRef> {
-    let mut open = Vec::new();
-    if let Some(run) = state.runs.get(&run) {
-        each_task(run, |task, _| {
-            if open.len() < most && run.is_open(task) {
-                open.push(task);
-            }
-        });
-    }
+    let Some(run) = state.runs.get(&run) else { return Vec::new() };
+    // A step for which something is made beside the loop has no open task yet, or none any more: it ends as a whole.
+    let made = due_steps(run).map(|(run, step)| TaskRef { run, step, item: None });
+    let mut open: Vec<TaskRef> = made.take(most).collect();
+    each_task(run, |task, _| {
+        if open.len() < most && run.is_open(task) {
+            open.push(task);
+        }
+    });
     open
 }
 
@@ -66,14 +67,16 @@ impl Desk<'_> {
     /// Ends a task of a run whose time is up.
     pub(crate) fn end_task_over(&mut self, task: TaskRef) {
         let Some(run) = self.state.runs.get(&task.run) else { return };
-        let Some(found) = run.task(task) else { return };
-        let (phase, attempt) = (found.phase.clone(), found.attempt);
+        let leased = run.task(task).and_then(|found| match found.phase {
+            Phase::Leased { worker } => Some((worker, found.attempt)),
+            _ => None,
+        });
         let timeout_ms = self.state.flow_of(run).and_then(|flow| flow.def.run_timeout_ms).unwrap_or(0);
         let message = format!("the run is older than run_timeout_ms ({timeout_ms})");
         // The attempt that runs ends with it; one that was never started is no attempt.
-        let ended = if matches!(phase, Phase::Leased { .. }) { attempt } else { 0 };
+        let ended = leased.map_or(0, |(_, attempt)| attempt);
         self.dead(task, ended, code::RUN_TIMEOUT, message, "non_retryable", None, Usage::default());
-        if let Phase::Leased { worker } = phase {
+        if let Some((worker, attempt)) = leased {
             self.effect(Effect::Cancel { worker, task, attempt });
         }
     }

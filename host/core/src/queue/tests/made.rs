@@ -187,3 +187,58 @@ fn a_success_with_many_followers_makes_at_once_no_more_than_its_reserve_holds() 
     }
     assert_eq!(bench.lease(1, 100).len(), 40);
 }
+
+/// The same flow, which has a second.
+fn timed() -> Bench {
+    let each = StepDef { for_each: Some("steps.list.output".into()), ..step("each", &[0]) };
+    let steps = vec![step("list", &[]), each, step("sum", &[1])];
+    Bench::new(vec![FlowDef { run_timeout_ms: Some(1000), ..flow("fan", steps) }])
+}
+
+fn time_out(bench: &mut Bench) {
+    bench.wait(1000);
+    bench.make(|state, world| decide::time_out(state, world, 10));
+}
+
+/// The run stalled with one dead letter for the whole fan-out, and nothing of it is due any more.
+fn assert_over(bench: &Bench, run: RunId) {
+    let letters: Vec<_> = bench.state.runs[&run].letters().map(|(task, letter)| (task, letter.code.as_str())).collect();
+    assert_eq!(letters, [(TaskRef { run, step: 1, item: None }, "RUN_TIMEOUT")]);
+    assert_eq!((bench.run_state(run), bench.state.next_deadline()), (RunState::Stalled, None));
+    assert!(bench.state.indexes.due.is_empty());
+    assert_same(&bench.replayed(), &bench.state);
+}
+
+#[test]
+fn a_run_whose_time_is_up_while_inputs_are_made_ends_and_late_ones_write_nothing() {
+    for slices in 0..2 {
+        let mut bench = timed();
+        let (run, making) = listed(&mut bench, r#"["a","b","c"]"#);
+        let mut arrival = arrival(&making);
+        for _ in 0..slices {
+            slice(&mut bench, &mut arrival, 2);
+        }
+        time_out(&mut bench);
+        assert_over(&bench, run);
+        let frames = bench.log.len();
+        slice(&mut bench, &mut arrival, 2);
+        assert!(arrival.is_through() && bench.log.len() == frames, "{slices} slices before");
+        bench.put(made(&making));
+        assert_eq!((bench.log.len(), tasks(&bench, run)), (frames, 0));
+    }
+}
+
+#[test]
+fn a_run_whose_time_is_up_while_the_list_of_outputs_is_made_ends_and_a_late_one_writes_nothing() {
+    let mut bench = timed();
+    let (run, making) = listed(&mut bench, r#"["a","b"]"#);
+    bench.put(made(&making));
+    let leases = bench.lease(1, 9);
+    succeed(&mut bench, leases[0], "1");
+    let list = succeed(&mut bench, leases[1], "2");
+    time_out(&mut bench);
+    assert_over(&bench, run);
+    let frames = bench.log.len();
+    bench.put(made(&list[0]));
+    assert_eq!(bench.log.len(), frames);
+}
