@@ -30,15 +30,26 @@ pub fn index_path(no: u64) -> String {
 /// The number in a segment's file name; none for every other name.
 #[must_use]
 pub fn number(name: &str) -> Option<u64> {
-    let digits = name.strip_prefix("segment-")?.strip_suffix(".log")?;
+    number_after("segment-", name)
+}
+
+/// The number in a `.log` file's name that begins like this, as it is written.
+fn number_after(prefix: &str, name: &str) -> Option<u64> {
+    let digits = name.strip_prefix(prefix)?.strip_suffix(".log")?;
     let no = digits.parse().ok()?;
     (format!("{no:06}") == digits).then_some(no)
 }
 
 /// The segments in the queue folder, oldest first, with their file sizes.
 pub(super) fn list<D: Disk>(disk: &D) -> Result<Vec<(u64, u64)>, DiskError> {
+    list_after(disk, "segment-")
+}
+
+/// The `.log` files in the queue folder whose names begin like this, by number, with their sizes.
+pub(super) fn list_after<D: Disk>(disk: &D, prefix: &str) -> Result<Vec<(u64, u64)>, DiskError> {
+    let entries = disk.list("queue")?.into_iter();
     let mut found: Vec<_> =
-        disk.list("queue")?.into_iter().filter_map(|entry| Some((number(&entry.name)?, entry.size_bytes))).collect();
+        entries.filter_map(|entry| Some((number_after(prefix, &entry.name)?, entry.size_bytes))).collect();
     found.sort_unstable();
     Ok(found)
 }

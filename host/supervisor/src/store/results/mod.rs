@@ -31,7 +31,7 @@ use self::{
 };
 use super::{
     disk::{Beside, Disk, DiskError, How, Later},
-    segment::Lines,
+    segment::{self, Lines},
 };
 
 /// Of a segment, at most; smaller when `results_max_mb` is.
@@ -54,20 +54,9 @@ pub fn index_path(no: u64) -> String {
     format!("queue/results-{no:06}.idx")
 }
 
-/// The number in a results segment's file name; none for every other name.
-#[must_use]
-pub fn number(name: &str) -> Option<u64> {
-    let digits = name.strip_prefix("results-")?.strip_suffix(".log")?;
-    let no = digits.parse().ok()?;
-    (format!("{no:06}") == digits).then_some(no)
-}
-
 /// The results segments in the queue folder, oldest first, with their sizes.
 pub(super) fn list<D: Disk>(disk: &D) -> Result<Vec<(u64, u64)>, DiskError> {
-    let mut found: Vec<_> =
-        disk.list("queue")?.into_iter().filter_map(|entry| Some((number(&entry.name)?, entry.size_bytes))).collect();
-    found.sort_unstable();
-    Ok(found)
+    segment::list_after(disk, "results-")
 }
 
 /// A closed segment.
