@@ -12,6 +12,7 @@ mod handover;
 #[path = "../history.rs"]
 mod history;
 mod home;
+mod kept;
 mod letters;
 mod lost;
 mod mounts;

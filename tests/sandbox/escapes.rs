@@ -268,6 +268,11 @@ fn scratch_is_private_made_when_needed_and_removed_after_success_only() {
     let kept = staging_path(&start.task_name(), start.attempt);
     house.worker.run(start);
     assert!(house.path("scratch").join(kept).join("file").exists(), "kept after a failure");
+    let mut start = house.start(r#"{"do":"scratch","bytes":10}"#);
+    start.grants.keep_scratch = true;
+    let kept = staging_path(&start.task_name(), start.attempt);
+    house.worker.run(start);
+    assert!(house.path("scratch").join(kept).join("file").exists(), "kept after a success, because it shall be");
 }
 
 #[test]

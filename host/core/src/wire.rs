@@ -154,6 +154,9 @@ pub struct StartGrants {
     pub files: Vec<StartFiles>,
     pub env: Vec<(String, String)>,
     pub scratch: bool,
+    /// The scratch folder stays when the attempt succeeds (`scratch.keep_on_success`).
+    #[serde(default)]
+    pub keep_scratch: bool,
     pub artifacts: bool,
     pub clocks: bool,
     pub random: bool,

@@ -22,10 +22,12 @@ pub mod units;
 pub mod watch;
 mod written;
 
+pub use crate::store::kept::Bounds;
 pub use ceiling::{Ceiling, Ceilings, Denied};
 pub use watch::WatchedCeilings;
 pub use written::{Backend, Fsync, Isolation};
 
+const DAY_MS: u64 = 24 * 3_600_000;
 /// The configuration file when `--config` says nothing.
 pub const DEFAULT_PATH: &str = "trace_config.toml";
 
@@ -40,9 +42,6 @@ pub enum ConfigError {
         "heartbeat ({heartbeat_ms} ms) < heartbeat_timeout ({timeout_ms} ms) <= lease_ms ({lease_ms} ms) does not hold"
     )]
     Heartbeat { heartbeat_ms: u64, timeout_ms: u64, lease_ms: u64 },
-    /// Better refused than ignored.
-    #[error("{key} is reserved and not built in this version: remove it from the configuration")]
-    NotBuilt { key: &'static str },
 }
 
 /// What is wrong at a place of the file.
@@ -120,17 +119,16 @@ pub struct Backpressure {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scratch {
     pub keep_on_success: bool,
-    /// Folders of failed attempts older than this are swept.
-    pub max_age_ms: u64,
-    /// All folders of failed attempts together; the oldest go first.
-    pub max_bytes: u64,
+    /// Of the folders that stay after their attempts.
+    pub kept: Bounds,
 }
 
-/// None: kept until someone removes it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
-    pub artifacts_ms: Option<u64>,
-    pub dlq_archive_ms: Option<u64>,
+    /// Of runs whose result is forgotten.
+    pub artifacts: Bounds,
+    /// Requeued and purged dead letters.
+    pub dlq_archive: Bounds,
 }
 
 impl Default for Settings {
@@ -161,8 +159,14 @@ impl Default for Settings {
             ceilings: Ceilings::default(),
             weights: BTreeMap::new(),
             backpressure: None,
-            scratch: Scratch { keep_on_success: false, max_age_ms: 7 * 24 * 3_600_000, max_bytes: 1024 * units::MIB },
-            retention: Retention::default(),
+            scratch: Scratch {
+                keep_on_success: false,
+                kept: Bounds { max_age_ms: 7 * DAY_MS, max_bytes: 1024 * units::MIB },
+            },
+            retention: Retention {
+                artifacts: Bounds { max_age_ms: 0, max_bytes: 10 * units::GIB },
+                dlq_archive: Bounds { max_age_ms: 30 * DAY_MS, max_bytes: 1024 * units::MIB },
+            },
         }
     }
 }
@@ -193,21 +197,14 @@ impl Settings {
     /// What must hold between the numbers, whoever set them.
     ///
     /// # Errors
-    /// When heartbeat < heartbeat_timeout <= lease_ms does not hold, or a key is set that this version only reserves.
+    /// When heartbeat < heartbeat_timeout <= lease_ms does not hold.
     pub fn check(&self) -> Result<(), ConfigError> {
         let (heartbeat_ms, timeout_ms) = (self.workers.heartbeat_ms, self.workers.heartbeat_timeout_ms);
         let lease_ms = self.queue.lease_ms;
         if heartbeat_ms == 0 || heartbeat_ms >= timeout_ms || timeout_ms > lease_ms {
             return Err(ConfigError::Heartbeat { heartbeat_ms, timeout_ms, lease_ms });
         }
-        let unbuilt = [
-            ("[retention]", self.retention != Retention::default()),
-            ("scratch.keep_on_success", self.scratch.keep_on_success),
-        ];
-        match unbuilt.into_iter().find(|(_, set)| *set) {
-            Some((key, _)) => Err(ConfigError::NotBuilt { key }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// What decisions of the core need to know.

@@ -130,6 +130,8 @@ pub(crate) enum Happening {
         key: catalogue::ComponentKey,
         outcome: Result<OwnedFd, natives::Failed>,
     },
+    /// Runs that have artefacts: those that nothing knows are swept.
+    LeftArtifacts(Vec<sweep::Left>),
     /// Artefacts stand in their place, or the report says why not.
     Published {
         from: WorkerId,

@@ -55,9 +55,19 @@ fn every_key_is_taken() {
         random = false
         [tenants.b]
         weight = 5
+        [backpressure]
+        high_watermark = 100
+        load_threshold = 0.75
+        pause_ms = 250
         [scratch]
+        keep_on_success = true
         max_age = "1d"
         max_mb = 2
+        [retention]
+        artifacts_max_age = "1h"
+        artifacts_max_mb = 3
+        dlq_archive_max_age = 5
+        dlq_archive_max_mb = 4
         "#,
     );
     assert_eq!(settings.queue.segment_max_bytes, 8 * units::MIB);
@@ -75,17 +85,13 @@ fn every_key_is_taken() {
     assert_eq!(tenants["a"].folders[0].path, Path::new("/etc/tm/docs"));
     assert_eq!((tenants["a"].limits.memory_mb, tenants["a"].limits.fuel), (2048, Limits::CEILING.fuel));
     assert!(!tenants["a"].random && tenants["a"].clocks);
-    assert_eq!((settings.scratch.max_bytes, settings.scratch.max_age_ms), (2 * units::MIB, 86_400_000));
-}
-
-#[test]
-fn keys_that_this_version_only_reserves_are_refused() {
-    for (text, key) in [
-        ("[scratch]\nkeep_on_success = true", "scratch.keep_on_success"),
-        ("[retention]\nartifacts = \"1d\"\ndlq_archive = \"2d\"", "[retention]"),
-    ] {
-        assert!(fails(text).starts_with(&format!("{key} is reserved")), "{text}");
-    }
+    assert_eq!(settings.scratch.kept, Bounds { max_age_ms: 86_400_000, max_bytes: 2 * units::MIB });
+    assert!(settings.scratch.keep_on_success);
+    let Retention { artifacts, dlq_archive } = settings.retention;
+    assert_eq!(artifacts, Bounds { max_age_ms: 3_600_000, max_bytes: 3 * units::MIB });
+    assert_eq!(dlq_archive, Bounds { max_age_ms: 5_000, max_bytes: 4 * units::MIB });
+    let Backpressure { high_watermark, load_threshold, pause_ms } = settings.backpressure.unwrap();
+    assert_eq!((high_watermark, load_threshold, pause_ms), (100, 0.75, 250));
 }
 
 #[test]
@@ -117,6 +123,10 @@ fn each_error_names_file_line_and_key() {
         (
             "[backpressure]\nhigh_watermark = 1\nload_threshold = -0.5",
             "conf/trace_config.toml:3:18: backpressure.load_threshold: -0.5 is not between 0 and 1000",
+        ),
+        (
+            "[retention]\ndlq_archive_max_mb = 0",
+            "conf/trace_config.toml:2:22: retention.dlq_archive_max_mb: 0 is not between 1 and 1048576",
         ),
         (
             "[workers]\nheartbeat = \"5\"",

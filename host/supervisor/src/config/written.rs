@@ -15,7 +15,7 @@ use tm_core::{
 use toml::Spanned;
 
 use super::{
-    Backpressure, Ceiling, Ceilings, ConfigError, Settings,
+    Backpressure, Bounds, Ceiling, Ceilings, ConfigError, Settings,
     ceiling::Folder,
     place::{Place, Span},
     units::{self, MIB},
@@ -145,8 +145,10 @@ struct Scratch {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Retention {
-    artifacts: Option<Spanned<Span>>,
-    dlq_archive: Option<Spanned<Span>>,
+    artifacts_max_age: Option<Spanned<Span>>,
+    artifacts_max_mb: Option<Spanned<u64>>,
+    dlq_archive_max_age: Option<Spanned<Span>>,
+    dlq_archive_max_mb: Option<Spanned<u64>>,
 }
 
 pub(super) fn resolve(text: &str, path: &Path) -> Result<Settings, ConfigError> {
@@ -201,21 +203,34 @@ pub(super) fn resolve(text: &str, path: &Path) -> Result<Settings, ConfigError> 
         settings.backpressure = Some(backpressure);
     }
     settings.scratch.keep_on_success = file.scratch.keep_on_success;
-    if let Some(age) = &file.scratch.max_age {
-        settings.scratch.max_age_ms = place.span("scratch.max_age", age)?;
-    }
-    if let Some(size) = &file.scratch.max_mb {
-        settings.scratch.max_bytes = MIB * place.within("scratch.max_mb", size, 1, MIB)?;
-    }
-    let kept = |key, age: Option<Spanned<Span>>| age.map(|age| place.span(key, &age)).transpose();
-    settings.retention.artifacts_ms = kept("retention.artifacts", file.retention.artifacts)?;
-    settings.retention.dlq_archive_ms = kept("retention.dlq_archive", file.retention.dlq_archive)?;
+    let (scratch, retention) = (&file.scratch, &file.retention);
+    kept(&place, ("scratch", "max"), (&scratch.max_age, &scratch.max_mb), &mut settings.scratch.kept)?;
+    let (age, size) = (&retention.artifacts_max_age, &retention.artifacts_max_mb);
+    kept(&place, ("retention", "artifacts_max"), (age, size), &mut settings.retention.artifacts)?;
+    let (age, size) = (&retention.dlq_archive_max_age, &retention.dlq_archive_max_mb);
+    kept(&place, ("retention", "dlq_archive_max"), (age, size), &mut settings.retention.dlq_archive)?;
     match (settings.check(), beats) {
         (Err(error @ ConfigError::Heartbeat { .. }), Some((key, span))) => {
             Err(place.range(span, key.to_owned(), error.to_string()))
         }
         _ => Ok(settings),
     }
+}
+
+/// The bounds of `table.key_age` and `table.key_mb`.
+fn kept(
+    place: &Place<'_>,
+    (table, key): (&str, &str),
+    (age, size): (&Option<Spanned<Span>>, &Option<Spanned<u64>>),
+    bounds: &mut Bounds,
+) -> Result<(), ConfigError> {
+    if let Some(age) = age {
+        bounds.max_age_ms = place.span(&format!("{table}.{key}_age"), age)?;
+    }
+    if let Some(size) = size {
+        bounds.max_bytes = MIB * place.within(&format!("{table}.{key}_mb"), size, 1, MIB)?;
+    }
+    Ok(())
 }
 
 fn queue(place: &Place<'_>, written: &Queue, queue: &mut super::Queue) -> Result<(), ConfigError> {

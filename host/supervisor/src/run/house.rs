@@ -26,7 +26,7 @@ use tm_core::{
         view,
     },
     time::Millis,
-    wire::{ArtifactEntry, Usage},
+    wire::{ArtifactEntry, Usage, staging_path},
 };
 
 use super::{
@@ -39,6 +39,7 @@ use super::{
     pause::Pause,
     payloads::StoredBlobs,
     start::start_of,
+    sweep::scratch_left,
 };
 use crate::{
     daemon::edge::connection_of,
@@ -66,6 +67,10 @@ pub(super) struct House<D: Disk> {
     pub(super) natives: Natives<D>,
     /// Components whose artefact the host could not make or hold.
     pub(super) held: Held,
+    /// Attempts that succeed leave their scratch folders.
+    pub(super) keep_scratch: bool,
+    /// Artefacts stay for a while after their run is forgotten.
+    pub(super) artifacts_stay: bool,
     /// When nothing is handed out although workers are free.
     pub(super) pause: Pause,
     pub(super) artifacts: Artifacts<D>,
@@ -162,7 +167,7 @@ impl<D: Disk> Shell for House<D> {
     }
 
     fn forgotten(&mut self, run: &FinishedRun) {
-        let Some((tenant, _)) = self.catalogue.def(run.flow) else { return };
+        let Some((tenant, _)) = self.catalogue.def(run.flow).filter(|_| !self.artifacts_stay) else { return };
         let (artifacts, tenant, id) = (self.artifacts.clone(), Arc::clone(tenant), run.id);
         self.files.give(move || {
             if let Err(error) = artifacts.remove_run(&tenant, id) {
@@ -293,6 +298,18 @@ impl<D: Disk> House<D> {
         self.catalogue.set_native(key, native);
     }
 
+    /// Says what an attempt leaves in its scratch folder, beside the loop.
+    pub(super) fn tell_scratch(&self, state: &State, task: TaskRef, attempt: u32) {
+        let Some((flow, step)) = state.step_of(task).filter(|(_, step)| step.grants.scratch) else { return };
+        let scratch = self.store.join("tenants").join(&*flow.tenant).join("scratch");
+        let folder = scratch.join(staging_path(&task.name(&step.id), attempt));
+        self.files.give(move || {
+            if let Some(bytes) = scratch_left(&folder) {
+                tracing::info!(folder = %folder.display(), bytes, "the scratch folder of an attempt is kept");
+            }
+        });
+    }
+
     /// The digest of a task's input, with which its artefacts are proven.
     pub(super) fn input_digest(&self, state: &State, task: TaskRef) -> Option<Digest> {
         match &state.runs.get(&task.run)?.task(task)?.input {
@@ -346,8 +363,8 @@ impl<D: Disk> House<D> {
                 Payload::Inline(json) => sealed::make(json.get().as_bytes()).map_err(|error| error.to_string()),
             }
         };
-        let (start, fds) =
-            start_of(state, task, attempt, component, &self.host_env, now, &open).map_err(|error| error.to_string())?;
+        let (start, fds) = start_of(state, task, attempt, component, &self.host_env, self.keep_scratch, now, &open)
+            .map_err(|error| error.to_string())?;
         let pool = self.pool.as_mut().ok_or("there are no workers")?;
         if !pool.has_loaded(worker, component) {
             pool.load(worker, component, self.natives.open(&key)?);

@@ -88,6 +88,7 @@ impl<D: Disk> Session<D> {
                 Err(error) => self.house.replies.push((ticket, Reply::Error(*error))),
             },
             Happening::Compiled { key, outcome } => self.house.compiled(&key, outcome),
+            Happening::LeftArtifacts(runs) => self.sweeper.asked(runs),
             Happening::Published { from, report } => self.reports.push_back(Input::Report { from, report }),
             Happening::Pool(event) => self.pool_event(event)?,
         }
@@ -126,9 +127,10 @@ impl<D: Disk> Session<D> {
             self.house.blobs.unpin();
         }
         self.file_again(now);
+        let asks = self.sweeper.ask(self.turn.ended(now), &self.house);
         let swept = self.sweeper.turn(now, &self.turn, &self.house);
         let paused = self.house.pause.until();
-        let due = [deadline, self.house.again_at.take(), swept, self.file_at, held, paused];
+        let due = [deadline, self.house.again_at.take(), swept, self.file_at, held, paused, asks.then_some(now)];
         let due = due.into_iter().flatten().min();
         Ok(if more { Some(now) } else { due })
     }
@@ -211,7 +213,12 @@ impl<D: Disk> Session<D> {
             PoolEvent::Ready { .. } => {}
             PoolEvent::CannotStart { reason } => return Err(RunError::NoWorker { reason }),
             PoolEvent::Gone { worker, why } => {
-                if self.turn.state.indexes.leases.contains_key(&worker) {
+                if let Some(tasks) = self.turn.state.indexes.leases.get(&worker) {
+                    for task in tasks {
+                        let found = self.turn.state.runs.get(&task.run).and_then(|run| run.task(*task));
+                        let attempt = found.map_or(0, |found| found.attempt);
+                        self.house.tell_scratch(&self.turn.state, *task, attempt);
+                    }
                     tracing::warn!(worker = worker.0, %why, "a worker is gone and left tasks");
                 } else {
                     tracing::info!(worker = worker.0, %why, "a worker is gone");
@@ -255,6 +262,14 @@ impl<D: Disk> Session<D> {
         };
         let output_max_bytes = u64::from(limits.output_kb) * 1024;
         let report = Box::new(report_of(report, fds, output_max_bytes, &self.house.blobs));
+        let stays = match &report.outcome {
+            Outcome::Succeeded { .. } => self.house.keep_scratch,
+            Outcome::Failed(_) => true,
+            Outcome::NotStarted => false,
+        };
+        if stays {
+            self.house.tell_scratch(&self.turn.state, task, attempt);
+        }
         match &report.outcome {
             Outcome::Succeeded { artifacts, .. } if !artifacts.is_empty() => {
                 self.publish(from, report, u64::from(limits.artifacts_mb) << 20);

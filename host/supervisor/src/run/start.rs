@@ -29,12 +29,14 @@ pub(super) enum StartError {
 }
 
 /// The message for one attempt, with the descriptors that it counts.
+#[expect(clippy::too_many_arguments, reason = "all that an attempt is made of")]
 pub(super) fn start_of(
     state: &State,
     task: TaskRef,
     attempt: Attempt,
     component: u32,
     host_env: &BTreeMap<String, String>,
+    keep_scratch: bool,
     now: Millis,
     open_blob: &dyn Fn(&Payload) -> Result<OwnedFd, String>,
 ) -> Result<(Start, Vec<OwnedFd>), StartError> {
@@ -89,6 +91,7 @@ pub(super) fn start_of(
             files,
             env,
             scratch: step.grants.scratch,
+            keep_scratch: step.grants.scratch && keep_scratch,
             artifacts: step.grants.artifacts,
             clocks: step.grants.clocks,
             random: step.grants.random,

@@ -10,10 +10,12 @@ use sha2::{Digest as _, Sha256};
 use tm_core::{
     id::{Digest, RunId, TaskRef, is_name},
     json::Payload,
+    time::Millis,
 };
 
 use super::{
     disk::{self, DEPTH_MAX, Disk, DiskError, How, Kind, read_whole},
+    kept::{Bounds, Kept, surplus},
     sealed::{seal, unseal},
 };
 
@@ -177,6 +179,58 @@ impl<D: Disk> Artifacts<D> {
     /// Those of the disk.
     pub fn remove_run(&self, tenant: &str, run: RunId) -> Result<(), ArtifactError> {
         Ok(disk::remove_tree(&self.disk, &format!("{}/{run}", folders(tenant)?.results))?)
+    }
+
+    /// The runs that have artefacts, with their tenants.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn runs(&self) -> Result<Vec<(String, RunId)>, DiskError> {
+        let mut runs = Vec::new();
+        for tenant in self.disk.list(FOLDER)?.into_iter().filter(|entry| entry.kind == Kind::Folder) {
+            let results = match self.disk.list(&format!("{FOLDER}/{}/results", tenant.name)) {
+                Err(error) if error.is_not_found() => continue,
+                listed => listed?,
+            };
+            runs.extend(results.into_iter().filter_map(|run| Some((tenant.name.clone(), run.name.parse().ok()?))));
+        }
+        Ok(runs)
+    }
+
+    /// Removes the artefacts of those of these runs that are over their bounds; returns how many runs stay. Only for runs
+    /// that nothing names any more (I10).
+    ///
+    /// # Errors
+    /// Those of the disk; what is left is found again the next time.
+    pub fn sweep(&self, runs: Vec<(String, RunId)>, bounds: Bounds, now: Millis) -> Result<usize, ArtifactError> {
+        let mut kept = Vec::with_capacity(runs.len());
+        for (tenant, run) in runs {
+            let (modified, bytes) = self.measure(&format!("{}/{run}", folders(&tenant)?.results), 0)?;
+            kept.push(Kept { modified, bytes, what: (tenant, run) });
+        }
+        let (goes, stays) = surplus(kept, bounds, now);
+        for Kept { bytes, what: (tenant, run), .. } in goes {
+            self.remove_run(&tenant, run)?;
+            tracing::info!(%tenant, %run, bytes, "swept the artefacts of a forgotten run");
+        }
+        Ok(stays.len())
+    }
+
+    /// When something in a folder was changed last, and the bytes of its files; a folder that is gone has none.
+    fn measure(&self, folder: &str, depth: usize) -> Result<(Millis, u64), DiskError> {
+        let entries = match self.disk.list(folder) {
+            Err(error) if error.is_not_found() => return Ok((Millis(0), 0)),
+            listed => listed?,
+        };
+        let (mut modified, mut bytes) = (Millis(0), 0);
+        for entry in entries {
+            (modified, bytes) = (modified.max(Millis(entry.modified_ms)), bytes + entry.size_bytes);
+            if entry.kind == Kind::Folder && depth < DEPTH_MAX {
+                let (below, more) = self.measure(&format!("{folder}/{}", entry.name), depth + 1)?;
+                (modified, bytes) = (modified.max(below), bytes + more);
+            }
+        }
+        Ok((modified, bytes))
     }
 
     /// Removes the staging folders that a predecessor's attempts left, of all tenants. Only at the start: an attempt

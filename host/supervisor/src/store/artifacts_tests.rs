@@ -5,11 +5,13 @@ use std::{fs, path::PathBuf};
 use tm_core::{
     id::{Digest, RunId, TaskRef},
     json::{Json, Payload},
+    time::Millis,
 };
 
 use super::{
     artifacts::{ArtifactError, Artifacts, Publication},
     disk::{RealDisk, Roots},
+    kept::Bounds,
 };
 
 struct Home {
@@ -139,4 +141,28 @@ fn an_attempt_without_artefacts_is_published_too() {
     let home = Home::new();
     let manifest = home.artifacts.publish(&home.publication()).unwrap();
     assert!(manifest.files.is_empty() && home.result().is_dir());
+}
+
+#[test]
+fn of_the_runs_that_it_is_given_a_sweep_removes_those_over_their_bounds() {
+    let home = Home::new();
+    for (run, bytes, changed_s) in [(1, 10, 100), (2, 20, 300), (3, 30, 200)] {
+        let folder = home.tenant.join(format!("results/{}/render", RunId(run)));
+        fs::create_dir_all(folder.join("a")).unwrap();
+        fs::write(folder.join("a/b"), vec![b'x'; bytes]).unwrap();
+        let changed = std::time::UNIX_EPOCH + std::time::Duration::from_secs(changed_s);
+        for path in [folder.join("a/b"), folder.join("a"), folder] {
+            fs::File::open(path).unwrap().set_modified(changed).unwrap();
+        }
+    }
+    let of = |runs: &[u128]| runs.iter().map(|run| ("default".to_owned(), RunId(*run))).collect::<Vec<_>>();
+    assert_eq!(home.artifacts.runs().unwrap(), of(&[1, 2, 3]));
+    let sweep = |runs, max_age_ms, max_bytes| {
+        home.artifacts.sweep(of(runs), Bounds { max_age_ms, max_bytes }, Millis(400_000)).unwrap()
+    };
+    assert_eq!(sweep(&[1, 2, 3], 300_000, 60), 3);
+    assert_eq!(sweep(&[2, 3], 300_000, 20), 1, "the oldest goes first, and only of those that were named");
+    assert_eq!(home.artifacts.runs().unwrap(), of(&[1, 2]));
+    assert_eq!(sweep(&[1, 2], 299_999, 60), 1);
+    assert_eq!(home.artifacts.runs().unwrap(), of(&[2]));
 }

@@ -9,10 +9,12 @@ use tm_core::{
     api::{DlqEntry, RunState},
     id::is_name,
     queue::results::Ended,
+    time::Millis,
 };
 
 use super::{
     disk::{self, Disk, DiskError, Kind, read_whole},
+    kept::{Bounds, Kept, surplus},
     sealed::{seal, unseal},
 };
 
@@ -128,6 +130,27 @@ impl<D: Disk> Dlq<D> {
             self.archive(&DlqEntry { state: consumed.into(), consumed_at: Some(ended.now), ..entry })?;
         }
         Ok(())
+    }
+
+    /// Removes the files of requeued and purged entries that are over their bounds; returns how many stay.
+    ///
+    /// # Errors
+    /// Those of the disk; what is left is found again the next time.
+    pub fn sweep_archive(&self, bounds: Bounds, now: Millis) -> Result<usize, DiskError> {
+        let mut archived = Vec::new();
+        for place in [Place::Requeued, Place::Purged] {
+            for entry in self.disk.list(place.folder())?.into_iter().filter(|entry| entry.kind == Kind::File) {
+                let what = format!("{}/{}", place.folder(), entry.name);
+                archived.push(Kept { modified: Millis(entry.modified_ms), bytes: entry.size_bytes, what });
+            }
+        }
+        let (goes, stays) = surplus(archived, bounds, now);
+        goes.iter().try_for_each(|kept| self.disk.unlink(&kept.what))?;
+        if !goes.is_empty() {
+            let bytes: u64 = goes.iter().map(|kept| kept.bytes).sum();
+            tracing::info!(files = goes.len(), bytes, "swept archived dead letters");
+        }
+        Ok(stays.len())
     }
 
     /// # Errors
@@ -273,6 +296,23 @@ mod tests {
         assert_eq!((ids(&dlq, Place::Pending).len(), dlq.read(Place::Requeued, "dlq-1-a").unwrap()), (0, consumed));
         dlq.file(&pending).unwrap();
         assert!(ids(&Dlq::open(disk).unwrap(), Place::Pending).is_empty());
+    }
+
+    #[test]
+    fn a_sweep_of_the_archive_leaves_what_is_pending() {
+        let dlq = Dlq::open(MemDisk::default()).unwrap();
+        for (id, state) in [("dlq-1-a", "requeued"), ("dlq-1-b", "purged"), ("dlq-1-c", "pending")] {
+            dlq.file(&entry(id)).unwrap();
+            let consumed = DlqEntry { state: state.into(), consumed_at: Some(Millis(9)), ..entry(id) };
+            assert_eq!(dlq.archive(&consumed).is_ok(), state != "pending");
+        }
+        // This disk's files were all changed at 0.
+        let sweep = |max_age_ms, max_bytes| dlq.sweep_archive(Bounds { max_age_ms, max_bytes }, Millis(1000)).unwrap();
+        assert_eq!(sweep(1000, 1_000_000), 2);
+        assert_eq!(sweep(1000, 600), 1, "the size of one of them");
+        assert_eq!(sweep(999, 1_000_000), 0);
+        assert_eq!(ids(&dlq, Place::Pending), ["dlq-1-c"]);
+        assert!(ids(&dlq, Place::Requeued).is_empty() && ids(&dlq, Place::Purged).is_empty());
     }
 
     #[test]

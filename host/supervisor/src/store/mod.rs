@@ -5,6 +5,7 @@ pub mod blobs;
 pub mod disk;
 pub mod dlq;
 pub mod idempotency;
+pub mod kept;
 pub mod lock;
 pub mod log;
 mod meta;

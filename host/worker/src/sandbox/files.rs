@@ -143,6 +143,7 @@ pub struct Files {
     /// Made when the guest first asks for its folders: most steps never do.
     scratch: Option<ScratchPlan>,
     scratch_made: Option<String>,
+    keep_scratch: bool,
     folders: Arc<Folders>,
     /// The budget of each descriptor that the guest holds, by its resource.
     owners: HashMap<u32, Arc<Budget>>,
@@ -179,8 +180,15 @@ impl Files {
             path: staging_path(&start.task_name(), start.attempt),
             limit_mb: start.limits.scratch_mb,
         });
-        let folders = Arc::clone(folders);
-        Ok(Self { preopens, scratch, scratch_made: None, folders, owners: HashMap::new(), opened: Vec::new() })
+        Ok(Self {
+            preopens,
+            scratch,
+            scratch_made: None,
+            keep_scratch: start.grants.keep_scratch,
+            folders: Arc::clone(folders),
+            owners: HashMap::new(),
+            opened: Vec::new(),
+        })
     }
 
     fn make_scratch(&mut self) -> std::io::Result<()> {
@@ -201,8 +209,12 @@ impl Files {
         Ok(())
     }
 
-    /// Removes the scratch folder of an attempt that succeeded; one that failed leaves it for its reader.
+    /// Removes the scratch folder of an attempt that succeeded, unless it is to stay; one that failed leaves it for its
+    /// reader.
     pub fn remove_scratch(&mut self) {
+        if self.keep_scratch {
+            return;
+        }
         if let (Some(path), Some(base)) = (self.scratch_made.take(), self.folders.scratch()) {
             // What stays is swept by the supervisor.
             let _ = std::fs::remove_dir_all(format!("{}/{path}", crate::confine::own_path(base)));
