@@ -140,7 +140,10 @@ const REQUIRED: &[(&str, &[&str])] = &[
         ],
     ),
     ("worker death", &["idle", "one step runs", "several steps run"]),
-    ("late report", &["its worker is gone", "its run was cancelled", "its supervisor is another one"]),
+    (
+        "late report",
+        &["its worker is gone", "its run was cancelled", "its run was over its time", "its supervisor is another one"],
+    ),
     ("duplicate report", &["in the same turn", "in a later turn"]),
     ("forged report", &["another worker's task", "a stale attempt", "an attempt to come", "an unknown run"]),
     ("clock jump", &["forward", "back"]),

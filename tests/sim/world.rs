@@ -324,7 +324,10 @@ impl Shell for World {
                     && found.running.remove(&task).is_some()
                     && self.lies(50)
                 {
-                    self.coverage.fault("late report", "its run was cancelled");
+                    // A cancelled run is over; one whose time was up is stalled.
+                    let is_stalled = ended.state.runs.contains_key(&task.run);
+                    let why = if is_stalled { "its run was over its time" } else { "its run was cancelled" };
+                    self.coverage.fault("late report", why);
                     let turns = self.random.below(3);
                     self.send_in(turns, lie(worker, task, attempt));
                 }
