@@ -415,7 +415,7 @@ impl<D: Disk> Turn<D> {
 
     /// Ends what is open of runs over their time, a slice of it, once there is room to say so.
     fn time_out(&mut self, now: Millis) -> Result<(), LogError> {
-        let is_due = self.state.indexes.deadlines.due(now).is_some();
+        let is_due = self.state.run_over(now).is_some();
         let bytes = OVER_SLICE as u64 * PER_ENTRY_BYTES + self.reserve.slack_bytes;
         self.over_waits = is_due && !self.log.ensure(self.reserved_bytes() + bytes)?;
         if is_due && !self.over_waits {

@@ -177,7 +177,7 @@ impl State {
             Event::Stalled { run } => {
                 let found = self.runs.get_mut(run)?;
                 found.state = RunState::Stalled;
-                self.indexes.unwatch(found, timeout_ms(&self.flows, found));
+                self.indexes.unwatch(found);
                 let name = key_name(&self.flows, found);
                 self.free_key(name, *run);
             }
@@ -250,7 +250,7 @@ impl State {
             self.keys.insert(name, run.id);
         }
         if let Some(before) = self.runs.remove(&run.id) {
-            self.indexes.remove_run(&before, timeout_ms(&self.flows, &before));
+            self.indexes.remove_run(&before);
         }
         self.indexes.watch(&run, timeout_ms(&self.flows, &run));
         self.runs.insert(run.id, Box::new(run));
@@ -402,7 +402,7 @@ impl State {
         for step in due_steps(&run) {
             self.asked.remove(&step);
         }
-        self.indexes.remove_run(&run, timeout_ms(&self.flows, &run));
+        self.indexes.remove_run(&run);
         match state {
             RunState::Succeeded => self.totals.runs_succeeded += 1,
             RunState::Cancelled => self.totals.runs_cancelled += 1,
@@ -462,7 +462,7 @@ impl State {
 
     fn run_snapshot(&mut self, run: &Run) {
         if let Some(before) = self.runs.remove(&run.id) {
-            self.indexes.remove_run(&before, timeout_ms(&self.flows, &before));
+            self.indexes.remove_run(&before);
             for (_, letter) in before.letters() {
                 self.letters.remove(&letter.entry);
             }

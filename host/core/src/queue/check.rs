@@ -11,7 +11,6 @@ use crate::{
     api::RunState,
     id::{TaskRef, WorkerId},
     queue::{
-        deadlines::Deadlines,
         indexes::{due_steps, each_task},
         run::{Phase, StepRun},
         state::State,
@@ -26,7 +25,7 @@ pub fn check(state: &State) -> Vec<String> {
     let mut leases: BTreeMap<WorkerId, BTreeSet<TaskRef>> = BTreeMap::new();
     let mut letters = BTreeMap::new();
     let mut due = BTreeSet::new();
-    let mut deadlines = Deadlines::default();
+    let mut timed = BTreeSet::new();
     for run in state.runs.values() {
         let Some(flow) = state.flow_of(run) else {
             broken.push(format!("run {} names flow {} which is not registered", run.id, run.flow.0));
@@ -35,8 +34,8 @@ pub fn check(state: &State) -> Vec<String> {
         if !matches!(run.state, RunState::Active | RunState::Stalled) {
             broken.push(format!("run {} has ended and is still among the unfinished", run.id));
         }
-        if let Some(timeout_ms) = flow.def.run_timeout_ms.filter(|_| run.state == RunState::Active) {
-            deadlines.insert(run, timeout_ms);
+        if flow.def.run_timeout_ms.is_some() && run.state == RunState::Active {
+            timed.insert(run.id);
         }
         let mut moving = due_steps(run).next().is_some();
         due.extend(due_steps(run));
@@ -116,8 +115,8 @@ pub fn check(state: &State) -> Vec<String> {
     if !state.asked.is_subset(&state.indexes.due) {
         broken.push(String::from("something is made for a step that does not wait for it"));
     }
-    if deadlines != state.indexes.deadlines {
-        broken.push(String::from("the deadlines of the active runs and their index differ"));
+    if timed != state.indexes.deadlines.runs() {
+        broken.push(String::from("the active runs that have a time and their index differ"));
     }
     if letters != state.letters {
         broken.push(String::from("the dead letters and their index differ"));

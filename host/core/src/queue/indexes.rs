@@ -95,8 +95,8 @@ impl Indexes {
         each_task(run, |task, found| self.insert(Place { flow: run.flow, priority: run.priority, task }, found));
     }
 
-    pub(crate) fn remove_run(&mut self, run: &Run, timeout_ms: Option<u64>) {
-        self.unwatch(run, timeout_ms);
+    pub(crate) fn remove_run(&mut self, run: &Run) {
+        self.unwatch(run);
         for due in due_steps(run) {
             self.due.remove(&due);
         }
@@ -110,10 +110,8 @@ impl Indexes {
         }
     }
 
-    pub(crate) fn unwatch(&mut self, run: &Run, timeout_ms: Option<u64>) {
-        if let Some(timeout_ms) = timeout_ms {
-            self.deadlines.remove(run, timeout_ms);
-        }
+    pub(crate) fn unwatch(&mut self, run: &Run) {
+        self.deadlines.remove(run);
     }
 }
 

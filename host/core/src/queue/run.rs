@@ -298,10 +298,10 @@ impl Run {
         })
     }
 
-    /// When its time begins, of a run that was not to start at once.
+    /// When its time begins by the wall, of a run that was not to start at once.
     #[must_use]
     pub fn begins_later(&self) -> Option<Millis> {
-        self.extra.as_ref()?.ready_at.filter(|at| *at > self.id.minted_at())
+        self.extra.as_ref()?.ready_at
     }
 
     #[must_use]

@@ -130,9 +130,13 @@ impl State {
     }
 
     /// The wall was set. The queue's time leapt forward by `leapt_ms` that did not pass, and is `ahead_ms` ahead of the wall
-    /// now: who is in backoff waits for as long as was left. Not an event: a later start finds the clock as it is then.
+    /// now: who is in backoff waits for as long as was left, and a run has what was left of its time. Not an event: a later
+    /// start finds the clock as it is then.
     pub fn clock_moved(&mut self, leapt_ms: u64, ahead_ms: u64) {
         self.ahead_ms = ahead_ms;
+        if leapt_ms > 0 {
+            self.indexes.deadlines.leap(leapt_ms);
+        }
         let before = if leapt_ms > 0 { core::mem::take(&mut self.indexes.backing_off) } else { BTreeSet::new() };
         for (ready_at, task) in before {
             let ready_at = ready_at.plus(leapt_ms);
@@ -195,12 +199,18 @@ impl State {
         Some(finished)
     }
 
+    /// The run whose time is up first, when it is up.
+    #[must_use]
+    pub fn run_over(&self, now: Millis) -> Option<RunId> {
+        self.indexes.deadlines.first(self.ahead_ms).filter(|(at, _)| *at <= now).map(|(_, run)| run)
+    }
+
     /// The next point in time at which something is due without an input.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Millis> {
         let delayed = self.next_delayed().map(|(at, _)| at);
         let expiry = self.expiry.first().map(|&(at, _)| at);
-        let over = self.indexes.deadlines.first().map(|(at, _)| at);
+        let over = self.indexes.deadlines.first(self.ahead_ms).map(|(at, _)| at);
         [delayed, expiry, over].into_iter().flatten().min()
     }
 

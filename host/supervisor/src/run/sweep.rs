@@ -96,6 +96,8 @@ impl Sweeper {
         (self.seen, self.due_at) = (seen, now.plus(EVERY_MS));
         let live = blobs_changed.then(|| turn.live_blobs());
         let held = held(state);
+        // Files have the wall's time.
+        let wall = state.wall(now);
         let (blobs, letters, artifacts) = (house.blobs.clone(), house.letters.clone(), house.artifacts.clone());
         let (tenants, scratch) = (house.store.join("tenants"), self.scratch);
         let (archive, running, kept) = (self.retention.dlq_archive, Arc::clone(&self.running), Arc::clone(&self.kept));
@@ -112,11 +114,11 @@ impl Sweeper {
                 }
             }
             let mut left = 0;
-            match sweep_scratch(&tenants, scratch, &held, now) {
+            match sweep_scratch(&tenants, scratch, &held, wall) {
                 Ok(stays) => left += stays,
                 Err(error) => tracing::warn!(%error, "scratch folders cannot be swept"),
             }
-            match letters.sweep_archive(archive, now) {
+            match letters.sweep_archive(archive, wall) {
                 Ok(stays) => left += stays,
                 Err(error) => tracing::warn!(%error, "archived dead letters cannot be swept"),
             }
@@ -143,12 +145,12 @@ impl Sweeper {
         if !asking.left.is_empty() {
             return true;
         }
-        let (unknown, now) = (std::mem::take(&mut asking.unknown), ended.now);
+        let (unknown, wall) = (std::mem::take(&mut asking.unknown), ended.state.wall(ended.now));
         self.asking = None;
         let (artifacts, bounds) = (house.artifacts.clone(), self.retention.artifacts);
         let (running, kept) = (Arc::clone(&self.running), Arc::clone(&self.kept));
         house.files.give(move || {
-            match artifacts.sweep(unknown, bounds, now) {
+            match artifacts.sweep(unknown, bounds, wall) {
                 Ok(0) => {}
                 Ok(_) => kept.store(true, Ordering::Release),
                 Err(error) => tracing::warn!(%error, "artefacts of forgotten runs cannot be swept"),

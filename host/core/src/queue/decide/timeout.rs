@@ -21,7 +21,7 @@ pub fn time_out(state: &mut State, world: World<'_>, most: usize) -> Step {
     let mut desk = Desk::new(state, world);
     let mut left = most;
     while left > 0
-        && let Some(run) = desk.state.indexes.deadlines.due(desk.world.now)
+        && let Some(run) = desk.state.run_over(desk.world.now)
     {
         let tasks = open_tasks(desk.state, run, left);
         left -= tasks.len();
@@ -29,8 +29,8 @@ pub fn time_out(state: &mut State, world: World<'_>, most: usize) -> Step {
         if !has_open_tasks(desk.state, run) {
             desk.advance(run);
             // It has stalled and is due no more. One that a damaged record left unable to must not be met again and again.
-            if !has_open_tasks(desk.state, run) {
-                desk.state.indexes.deadlines.forget_due(run, desk.world.now);
+            if desk.state.run_over(desk.world.now) == Some(run) && !has_open_tasks(desk.state, run) {
+                desk.state.indexes.deadlines.forget(run);
             }
         }
     }
@@ -59,9 +59,8 @@ impl Desk<'_> {
     /// Whether a run's time is up.
     pub(crate) fn is_over(&self, run: RunId) -> bool {
         let Some(run) = self.state.runs.get(&run) else { return false };
-        let timeout_ms = self.state.flow_of(run).and_then(|flow| flow.def.run_timeout_ms);
-        let begins = run.begins_later().unwrap_or(run.id.minted_at());
-        timeout_ms.is_some_and(|timeout_ms| begins.plus(timeout_ms) <= self.world.now)
+        let deadline = self.state.indexes.deadlines.of(run, self.state.ahead_ms);
+        deadline.is_some_and(|at| at <= self.world.now)
     }
 
     /// Ends a task of a run whose time is up.

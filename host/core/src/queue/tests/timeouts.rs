@@ -131,5 +131,41 @@ fn a_run_that_ended_or_was_cancelled_has_no_deadline() {
     bench.run_all("1");
     let run = bench.enqueue("one");
     bench.cancel(&run.to_string());
-    assert_eq!(bench.state.indexes.deadlines.first(), None);
+    assert_eq!(bench.state.indexes.deadlines.first(0), None);
+}
+
+#[test]
+fn a_wall_that_was_set_forward_ends_no_run() {
+    let mut bench = Bench::new(vec![timed("one", vec![step("s", &[])])]);
+    let run = bench.enqueue("one");
+    // Its hour comes with the wall; its time does not pass with it.
+    let delayed = run_of(&bench.ask(EnqueueRequest { delay_ms: Some(3_600_000), ..request("one") }));
+    bench.wait(TIMEOUT_MS - 100);
+    for _ in 0..2 {
+        bench.state.clock_moved(3_600_000, 0);
+        bench.wait(3_600_000);
+    }
+    assert!(bench.time_out(10).is_empty());
+    let leases = bench.lease(1, 2);
+    assert_eq!(leases.iter().map(|lease| lease.task.run).collect::<Vec<_>>(), [run, delayed]);
+    bench.wait(99);
+    assert!(bench.time_out(10).is_empty());
+    bench.wait(1);
+    bench.time_out(10);
+    assert_eq!(bench.codes(run), [over(1)]);
+    bench.cancel(&delayed.to_string());
+    assert_eq!(bench.state.indexes.deadlines.first(0), None);
+}
+
+#[test]
+fn a_wall_that_was_set_back_is_waited_for_by_the_time_of_a_delayed_run() {
+    let mut bench = Bench::new(vec![timed("one", vec![step("s", &[])])]);
+    let run = run_of(&bench.ask(EnqueueRequest { delay_ms: Some(500), ..request("one") }));
+    bench.state.clock_moved(0, 60_000);
+    bench.wait(60_000 + 500 + TIMEOUT_MS - 1);
+    assert!(bench.time_out(10).is_empty());
+    assert_eq!(bench.lease(1, 1).len(), 1);
+    bench.wait(1);
+    bench.time_out(10);
+    assert_eq!(bench.run_state(run), RunState::Stalled);
 }
