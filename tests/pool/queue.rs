@@ -94,3 +94,30 @@ fn a_run_in_flight_keeps_the_version_that_it_was_enqueued_with() {
     assert_ne!(home.show(&old)["flow_digest"], home.show(&new)["flow_digest"]);
     pool.stop();
 }
+
+#[test]
+fn a_list_of_thousands_comes_whole_with_and_without_a_supervisor() {
+    let home = Home::new();
+    home.flow("sleep", "hostile", &[]);
+    let mut pool = Supervisor::start(&home, &["-n", "1", "--concurrency", "1"]);
+    let first = home.enqueue("sleep.yaml", r#"{"do":"sleep_ms","ms":100}"#, &[]);
+    let mut runs = pool.enqueue_all("sleep", r#"{"do":"sleep_ms","ms":100}"#, 3000);
+    runs.insert(0, first);
+    runs.reverse();
+    let listed = |arguments: &[&str]| -> Vec<String> {
+        let ran = home.tm(&[&["queue", "ls", "--state", "all"], arguments].concat());
+        assert_eq!(ran.code, Some(0), "{ran}");
+        ran.stdout.lines().map(str::to_owned).collect()
+    };
+    let all = |pool: &str| {
+        let rows = listed(&["--limit", "0", "--json"]);
+        let ids: Vec<String> = rows.iter().map(|row| row[11..37].to_owned()).collect();
+        assert!(ids == runs, "{pool}: {} of {}", ids.len(), runs.len());
+        let table = listed(&["--limit", "2500"]);
+        assert!(table[0].starts_with("RUN ") && table.len() == 2501, "{pool}: {}", table.len());
+        assert!(table[1..].iter().map(|row| &row[..26]).eq(&runs[..2500]), "{pool}");
+    };
+    all("served");
+    pool.stop();
+    all("unserved");
+}

@@ -89,10 +89,17 @@ impl<'a> Supervisor<'a> {
 
     /// The runs of each of these tenants that succeeded, while the queue keeps them.
     pub(crate) fn succeeded<const N: usize>(&mut self, tenants: [&str; N]) -> [usize; N] {
-        let list = ListRequest { state: Some("succeeded".to_owned()), ..ListRequest::default() };
-        match self.ask(&Request::List(list)) {
-            Reply::Runs(rows) => tenants.map(|tenant| rows.iter().filter(|row| row.tenant == tenant).count()),
-            other => panic!("not the runs: {other:?}"),
+        let mut list = ListRequest { state: Some("succeeded".to_owned()), ..ListRequest::default() };
+        let mut found = [0; N];
+        loop {
+            let Reply::Runs { rows, below } = self.ask(&Request::List(list.clone())) else { panic!("not the runs") };
+            for (found, tenant) in found.iter_mut().zip(tenants) {
+                *found += rows.iter().filter(|row| row.tenant == tenant).count();
+            }
+            if below.is_none() {
+                return found;
+            }
+            list.below = below;
         }
     }
 

@@ -118,8 +118,11 @@ pub struct ListRequest {
     /// `unfinished` (default), `all`, or a state of a run.
     pub state: Option<String>,
     pub flow: Option<String>,
-    /// 0: all.
+    /// 0: as many as a page holds.
     pub limit: u64,
+    /// Only those before this run: where the last page ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub below: Option<RunId>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -127,8 +130,11 @@ pub struct DlqFilter {
     pub since: Option<Millis>,
     pub flow: Option<String>,
     pub code: Option<String>,
-    /// 0: all.
+    /// 0: as many as a page holds.
     pub limit: u64,
+    /// Only those before this entry: where the last page ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub below: Option<String>,
 }
 
 /// Entries by pattern: an entry id, task id, run id, or a glob on entry ids.
@@ -166,7 +172,12 @@ pub enum Reply {
     },
     Ended(Box<RunEnd>),
     Stats(Stats),
-    Runs(Vec<RunRow>),
+    /// A page of a list, newest first.
+    Runs {
+        rows: Vec<RunRow>,
+        /// There may be more before this run.
+        below: Option<RunId>,
+    },
     Run(Box<RunDetail>),
     Cancelled {
         run: RunId,
@@ -174,7 +185,12 @@ pub enum Reply {
     Forgotten {
         existed: bool,
     },
-    DlqEntries(Vec<DlqEntry>),
+    /// A page of a list, newest first, or the one that was asked for.
+    DlqEntries {
+        entries: Vec<DlqEntry>,
+        /// There may be more before this entry.
+        below: Option<String>,
+    },
     /// A part of the answer to a requeue or purge of many; more follow on lines of their own, the last one is another.
     DlqSome(Vec<DlqOutcome>),
     DlqDone(Vec<DlqOutcome>),

@@ -25,7 +25,7 @@ mod start;
 mod supervise;
 mod sweep;
 
-pub use local::{Local, preview, read_only};
+pub use local::{Local, Reader, preview};
 pub use once::{Once, run_once};
 pub use supervise::{Ended, Ready, supervise};
 

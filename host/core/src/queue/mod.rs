@@ -8,6 +8,7 @@ pub mod effect;
 pub mod event;
 pub mod indexes;
 pub mod lanes;
+pub mod pages;
 pub mod policy;
 pub mod results;
 pub mod run;

@@ -1,4 +1,4 @@
-//! Reading the queue: what `stats`, `ls`, `show`, `result` and `dlq ls` answer. Nothing here changes anything (I12).
+//! Reading the queue: what `stats`, `show` and `result` answer. Nothing here changes anything (I12).
 
 use alloc::{
     boxed::Box,
@@ -10,18 +10,15 @@ use alloc::{
 use core::ops::ControlFlow;
 
 use crate::{
-    api::{
-        ApiError, AttemptRow, DlqEntry, DlqFilter, ErrorKind, ListRequest, RunDetail, RunEnd, RunRow, RunState, Stats,
-        TaskRow, TaskState,
-    },
+    api::{ApiError, AttemptRow, ErrorKind, RunDetail, RunEnd, RunState, Stats, TaskRow, TaskState},
     code,
     flow::{advance::Blobs, spec::FlowDef},
     id::{Attempt, FlowNo, RunId, TaskRef},
     json::{Json, Payload},
     queue::{
-        decide::{entry_of, error_of},
+        decide::error_of,
         results::{DamagedResult, Ended},
-        run::{AttemptRecord, FinishedRun, Letter, Phase, Run, StepRun, Task, TaskEnd},
+        run::{AttemptRecord, Letter, Phase, Run, StepRun, Task, TaskEnd},
         state::State,
     },
     time::Millis,
@@ -31,7 +28,7 @@ use crate::{
 const MESSAGE_CHARS_MAX: usize = 240;
 
 /// Of runs that a prefix names, no more are counted.
-const SEVERAL_MAX: usize = 1000;
+const SEVERAL_MAX: usize = 100;
 
 /// What an id or a unique prefix names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,100 +132,7 @@ pub fn stats(state: &State, now: Millis) -> Stats {
     }
 }
 
-/// Runs by the filter, newest first.
-///
-/// # Errors
-/// When the state is not one of a run.
-pub fn list(ended: Ended<'_>, request: &ListRequest) -> Result<Vec<RunRow>, Box<ApiError>> {
-    let state = ended.state;
-    let wanted: &[RunState] = match request.state.as_deref() {
-        None | Some("unfinished") => &[RunState::Active, RunState::Stalled],
-        Some("all") => {
-            &[RunState::Active, RunState::Stalled, RunState::Succeeded, RunState::Failed, RunState::Cancelled]
-        }
-        Some("active") => &[RunState::Active],
-        Some("stalled") => &[RunState::Stalled],
-        Some("succeeded") => &[RunState::Succeeded],
-        Some("failed") => &[RunState::Failed],
-        Some("cancelled") => &[RunState::Cancelled],
-        Some(other) => {
-            return Err(Box::new(ApiError {
-                kind: ErrorKind::Usage,
-                code: None,
-                message: format!("'{other}' is not a state of a run"),
-                hint: Some("one of: unfinished, all, active, stalled, succeeded, failed, cancelled".into()),
-                retry_after_ms: None,
-            }));
-        }
-    };
-    let most = if request.limit == 0 { usize::MAX } else { usize::try_from(request.limit).unwrap_or(usize::MAX) };
-    let of_flow = |no: &FlowNo| {
-        let flow = state.flows.get(no);
-        request.flow.as_ref().is_none_or(|id| flow.is_some_and(|flow| flow.def.id == *id))
-    };
-    let mut rows = Vec::new();
-    if wanted.iter().all(|wanted| matches!(wanted, RunState::Active | RunState::Stalled)) {
-        let unfinished = state.runs.values().rev().filter(|run| wanted.contains(&run.state) && of_flow(&run.flow));
-        rows.extend(unfinished.take(most).map(|run| unfinished_row(state, run)));
-        return Ok(rows);
-    }
-    ended.range(RunId(0), RunId(u128::MAX), &mut |id| {
-        if let Some(run) = state.runs.get(&id) {
-            if wanted.contains(&run.state) && of_flow(&run.flow) {
-                rows.push(unfinished_row(state, run));
-            }
-        } else if let Some(Ok(run)) = ended.run(id)
-            && wanted.contains(&run.state)
-            && of_flow(&run.flow)
-        {
-            rows.push(finished_row(state, &run));
-        }
-        if rows.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    });
-    Ok(rows)
-}
-
-fn unfinished_row(state: &State, run: &Run) -> RunRow {
-    let (mut done, mut total) = (0, 0);
-    for step in &run.steps {
-        let (d, t) = match step {
-            StepRun::Waiting | StepRun::Due(_) | StepRun::Single(_) | StepRun::Faulted(_) => (0, 1),
-            StepRun::Fan(fan) => (u64::from(fan.succeeded), fan.tasks.len() as u64),
-            StepRun::Skipped => (1, 1),
-            StepRun::Done(step) => (step.tasks.len() as u64, step.tasks.len() as u64),
-        };
-        done += d;
-        total += t;
-    }
-    let (flow_id, tenant) = names(state, run.flow);
-    RunRow {
-        run_id: run.id,
-        flow_id,
-        tenant,
-        state: run.state,
-        enqueued_at: run.enqueued_at,
-        priority: run.priority,
-        tasks_done: done,
-        tasks_total: total,
-    }
-}
-
-fn finished_row(state: &State, run: &FinishedRun) -> RunRow {
-    let (flow_id, tenant) = names(state, run.flow);
-    let tasks_done = run.tasks.iter().filter(|(_, end)| end.last.outcome == "succeeded").count() as u64;
-    RunRow {
-        run_id: run.id,
-        flow_id,
-        tenant,
-        state: run.state,
-        enqueued_at: run.enqueued_at,
-        priority: run.priority,
-        tasks_done,
-        tasks_total: run.tasks.len() as u64,
-    }
-}
-
-fn names(state: &State, flow: FlowNo) -> (String, String) {
+pub(super) fn names(state: &State, flow: FlowNo) -> (String, String) {
     state.flows.get(&flow).map_or_else(Default::default, |flow| (flow.def.id.clone(), (*flow.tenant).into()))
 }
 
@@ -438,26 +342,6 @@ pub fn run_end(ended: Ended<'_>, id: RunId, blobs: &dyn Blobs) -> Result<Option<
     };
     let output = run.output.as_ref().and_then(|output| read(output, blobs));
     Ok(Some(RunEnd { run_id: id, status: run.state, output, exec_ms: run.exec_ms, error }))
-}
-
-/// Pending dead letters, newest first.
-#[must_use]
-pub fn dead_letters(state: &State, filter: &DlqFilter) -> Vec<DlqEntry> {
-    let most = if filter.limit == 0 { usize::MAX } else { usize::try_from(filter.limit).unwrap_or(usize::MAX) };
-    // Entry ids begin with the time: their order is the order of death.
-    state
-        .letters
-        .values()
-        .rev()
-        .filter_map(|task| entry_of(state, *task, "pending", None))
-        .filter(|entry| filter.since.is_none_or(|since| entry.timestamp >= since))
-        .filter(|entry| filter.flow.as_ref().is_none_or(|flow| entry.flow_id == *flow))
-        .filter(|entry| {
-            let (code, last) = (&entry.error.code, &entry.error.last_code);
-            filter.code.as_ref().is_none_or(|wanted| code == wanted || last.as_ref() == Some(wanted))
-        })
-        .take(most)
-        .collect()
 }
 
 fn read(payload: &Payload, blobs: &dyn Blobs) -> Option<Json> {

@@ -7,6 +7,7 @@ use tm_core::{
     id::{FlowNo, RunId},
     queue::{
         decide::{Runnable, entry_of},
+        pages,
         results::Ended,
         view,
     },
@@ -43,8 +44,8 @@ pub(super) fn answer(asked: &Asked<'_>, request: &Request) -> Option<Reply> {
             stats.held_back = held_back(asked).filter(|_| stats.ready > 0);
             Reply::Stats(stats)
         }
-        Request::List(list) => match view::list(asked.ended, list) {
-            Ok(rows) => Reply::Runs(rows),
+        Request::List(list) => match pages::runs(asked.ended, list) {
+            Ok((rows, below)) => Reply::Runs { rows, below },
             Err(error) => Reply::Error(*error),
         },
         Request::Show { id } => match view::run_by_id(asked.ended, id) {
@@ -72,10 +73,13 @@ pub(super) fn answer(asked: &Asked<'_>, request: &Request) -> Option<Reply> {
                 }),
             },
         },
-        Request::DlqList(filter) => Reply::DlqEntries(view::dead_letters(state, filter)),
+        Request::DlqList(filter) => {
+            let (entries, below) = pages::letters(state, filter);
+            Reply::DlqEntries { entries, below }
+        }
         Request::DlqShow { entry } => {
             match state.letters.get(entry).and_then(|task| entry_of(state, *task, "pending", None)) {
-                Some(found) => Reply::DlqEntries(vec![found]),
+                Some(found) => Reply::DlqEntries { entries: vec![found], below: None },
                 None => Reply::Error(ApiError {
                     kind: ErrorKind::Failed,
                     code: None,

@@ -158,33 +158,46 @@ impl Local {
     }
 }
 
-/// Answers a request that only reads from a queue that nobody serves. Creates and changes nothing (I12).
-///
-/// Tells `damaged` of every record that was skipped.
-///
-/// # Errors
-/// [`RunError::NoQueue`] when there is none, and when it cannot be read.
-pub fn read_only(options: &Options, request: &Request, damaged: &mut dyn FnMut(&Damage)) -> Result<Reply, RunError> {
-    let (disk, state, results, now, recovery) = replayed(options)?;
-    recovery.damaged.iter().for_each(damaged);
-    let blobs = StoredBlobs::new(BlobStore::reading(disk));
-    let asked = Asked {
-        ended: Ended { state: &state, results: &results, now },
-        blobs: &blobs,
-        runnable: &|_, _| Runnable::Compiling,
-        workers: &Vec::new,
-        backend: "file",
-        disk_full: false,
-        paused: None,
-    };
-    answer(&asked, request).ok_or(RunError::Lonely)
+/// A queue that nobody serves, as it was when it was opened, for requests that only read. Creates and changes nothing (I12).
+pub struct Reader {
+    state: State,
+    results: ResultStore<RealDisk>,
+    blobs: StoredBlobs<RealDisk>,
+    now: Millis,
+}
+
+impl Reader {
+    /// Reads the queue. Tells `damaged` of every record that was skipped.
+    ///
+    /// # Errors
+    /// [`RunError::NoQueue`] when there is none, and when it cannot be read.
+    pub fn open(options: &Options, damaged: &mut dyn FnMut(&Damage)) -> Result<Self, RunError> {
+        let (disk, state, results, now, recovery) = replayed(options)?;
+        recovery.damaged.iter().for_each(damaged);
+        Ok(Self { state, results, blobs: StoredBlobs::new(BlobStore::reading(disk)), now })
+    }
+
+    /// # Errors
+    /// When the request is not one that only reads.
+    pub fn answer(&self, request: &Request) -> Result<Reply, RunError> {
+        let asked = Asked {
+            ended: Ended { state: &self.state, results: &self.results, now: self.now },
+            blobs: &self.blobs,
+            runnable: &|_, _| Runnable::Compiling,
+            workers: &Vec::new,
+            backend: "file",
+            disk_full: false,
+            paused: None,
+        };
+        answer(&asked, request).ok_or(RunError::Lonely)
+    }
 }
 
 /// What a queue that nobody serves answers to a request that would change nothing: a dry run, a refusal. `None` when it
 /// would change something: then it is to be made by [`Local`]. Creates and changes nothing (I12).
 ///
 /// # Errors
-/// As [`read_only`].
+/// As [`Reader::open`].
 pub fn preview(
     options: &Options,
     request: &Request,

@@ -15,7 +15,7 @@ use tm_core::api::{DlqOutcome, Reply, Request};
 use tm_supervisor::{
     config,
     daemon::{Client, ClientError},
-    run::{self, Local, Options, RunError},
+    run::{self, Local, Options, Reader, RunError},
     store::{
         lock::{Lock, LockError, Role},
         recover::Damage,
@@ -56,7 +56,22 @@ pub(crate) struct Session<'a> {
 enum Way {
     Served(Client),
     Writing(Box<Local>),
-    Reading(Box<Options>),
+    Reading(Box<Reading>),
+}
+
+/// A queue that nobody serves: read when the first question comes.
+struct Reading {
+    options: Options,
+    reader: Option<Reader>,
+}
+
+impl Reading {
+    fn answer(&mut self, request: &Request) -> Result<Reply, RunError> {
+        match &self.reader {
+            Some(reader) => reader.answer(request),
+            None => self.reader.insert(Reader::open(&self.options, &mut warn_of_damage)?).answer(request),
+        }
+    }
 }
 
 impl<'a> Session<'a> {
@@ -89,8 +104,8 @@ impl<'a> Session<'a> {
         part: Part<'_>,
     ) -> Result<Reply, Failure> {
         let mut session = Self::open(folders, backend, Need::Read)?;
-        if let Way::Reading(options) = &session.way {
-            if let Some(reply) = run::preview(options, request, &mut warn_of_damage)? {
+        if let Way::Reading(reading) = &session.way {
+            if let Some(reply) = run::preview(&reading.options, request, &mut warn_of_damage)? {
                 return accepted(reply);
             }
             session.way = Way::find(folders, backend, Need::Change)?;
@@ -142,7 +157,7 @@ impl<'a> Session<'a> {
                         }
                     }
                 }
-                Way::Reading(options) => return accepted(run::read_only(options, request, &mut warn_of_damage)?),
+                Way::Reading(reading) => return accepted(reading.answer(request)?),
             };
             self.go_on(error, std::slice::from_ref(request))?;
         }
@@ -170,9 +185,9 @@ impl<'a> Session<'a> {
                     }
                     return Ok(());
                 }
-                Way::Reading(options) => {
+                Way::Reading(reading) => {
                     for request in rest {
-                        replies.push(run::read_only(options, request, &mut warn_of_damage)?);
+                        replies.push(reading.answer(request)?);
                     }
                     return Ok(());
                 }
@@ -315,7 +330,7 @@ impl Way {
             allow_weaker: false,
         };
         let way = match need {
-            Need::Read => Self::Reading(Box::new(options)),
+            Need::Read => Self::Reading(Box::new(Reading { options, reader: None })),
             Need::Change | Need::Create | Need::Wait => match Local::open(&options) {
                 Ok(local) => {
                     local.damaged().iter().for_each(warn_of_damage);

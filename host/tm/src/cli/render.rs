@@ -83,37 +83,44 @@ struct RowLine<'a> {
     tasks_total: u64,
 }
 
-/// `tm queue ls`.
-pub(crate) fn runs(out: &mut impl Write, rows: &[RunRow], json: bool) -> io::Result<()> {
-    if json {
-        return rows.iter().try_for_each(|row| {
-            json_line(
-                out,
-                &RowLine {
-                    run_id: row.run_id,
-                    flow_id: &row.flow_id,
-                    tenant: &row.tenant,
-                    state: row.state,
-                    enqueued_at: When(row.enqueued_at),
-                    priority: row.priority,
-                    tasks_done: row.tasks_done,
-                    tasks_total: row.tasks_total,
-                },
-            )
-        });
+impl<'a> RowLine<'a> {
+    fn of(row: &'a RunRow) -> Self {
+        Self {
+            run_id: row.run_id,
+            flow_id: &row.flow_id,
+            tenant: &row.tenant,
+            state: row.state,
+            enqueued_at: When(row.enqueued_at),
+            priority: row.priority,
+            tasks_done: row.tasks_done,
+            tasks_total: row.tasks_total,
+        }
     }
-    let cells = rows.iter().map(|row| {
-        [
-            row.run_id.to_string(),
-            run_state(row.state).to_owned(),
-            row.flow_id.clone(),
-            row.tenant.clone(),
-            row.priority.to_string(),
-            format!("{}/{}", row.tasks_done, row.tasks_total),
-            row.enqueued_at.to_string(),
-        ]
-    });
-    table(out, ["RUN", "STATE", "FLOW", "TENANT", "PRIORITY", "TASKS", "ENQUEUED"], &cells.collect::<Vec<_>>())
+}
+
+/// `tm queue ls`: page by page.
+pub(crate) struct Runs(Option<Table<7>>);
+
+impl Runs {
+    pub(crate) fn new(json: bool) -> Self {
+        Self((!json).then(|| Table::new(["RUN", "STATE", "FLOW", "TENANT", "PRIORITY", "TASKS", "ENQUEUED"])))
+    }
+
+    pub(crate) fn print(&mut self, out: &mut impl Write, rows: &[RunRow]) -> io::Result<()> {
+        let Some(table) = &mut self.0 else { return rows.iter().try_for_each(|row| json_line(out, &RowLine::of(row))) };
+        let cells = rows.iter().map(|row| {
+            [
+                row.run_id.to_string(),
+                run_state(row.state).to_owned(),
+                row.flow_id.clone(),
+                row.tenant.clone(),
+                row.priority.to_string(),
+                format!("{}/{}", row.tasks_done, row.tasks_total),
+                row.enqueued_at.to_string(),
+            ]
+        });
+        table.print(out, &cells.collect::<Vec<_>>())
+    }
 }
 
 #[derive(Serialize)]
@@ -228,7 +235,8 @@ pub(crate) fn run(out: &mut impl Write, run: &RunDetail, json: bool) -> io::Resu
     run.held_back.as_ref().map_or(Ok(()), |why| field("note", &format_args!("nothing is leased: {why}")))?;
     writeln!(out)?;
     let cells = run.tasks.iter().flat_map(task_cells);
-    table(out, ["STEP", "STATE", "ATTEMPT", "OUTCOME", "CODE", "MS", "WAITING FOR"], &cells.collect::<Vec<_>>())
+    let head = ["STEP", "STATE", "ATTEMPT", "OUTCOME", "CODE", "MS", "WAITING FOR"];
+    Table::new(head).print(out, &cells.collect::<Vec<_>>())
 }
 
 /// One row per attempt; a task without attempts has one row too.
@@ -287,19 +295,31 @@ fn task_state(state: TaskState) -> &'static str {
     }
 }
 
-/// Columns as wide as their widest cell, two spaces apart, nothing behind the last.
-fn table<const N: usize>(out: &mut impl Write, head: [&str; N], rows: &[[String; N]]) -> io::Result<()> {
-    let width = |column: usize| {
-        let cells = rows.iter().map(|row| row[column].chars().count());
-        cells.chain([head[column].len()]).max().unwrap_or_default()
-    };
-    let widths: [usize; N] = std::array::from_fn(width);
-    let mut line = |cells: [&str; N]| {
-        let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
-        writeln!(out, "{}", padded.collect::<Vec<_>>().join("  ").trim_end())
-    };
-    line(head)?;
-    rows.iter().try_for_each(|row| line(std::array::from_fn(|column| row[column].as_str())))
+/// Prints rows in columns as wide as their widest cell so far, two spaces apart, nothing behind the last.
+struct Table<const N: usize> {
+    /// Printed before the first rows.
+    head: Option<[&'static str; N]>,
+    widths: [usize; N],
+}
+
+impl<const N: usize> Table<N> {
+    fn new(head: [&'static str; N]) -> Self {
+        Self { head: Some(head), widths: head.map(str::len) }
+    }
+
+    fn print(&mut self, out: &mut impl Write, rows: &[[String; N]]) -> io::Result<()> {
+        for (column, width) in self.widths.iter_mut().enumerate() {
+            let cells = rows.iter().map(|row| row[column].chars().count());
+            *width = cells.chain([*width]).max().unwrap_or_default();
+        }
+        let widths = self.widths;
+        let mut line = |cells: [&str; N]| {
+            let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+            writeln!(out, "{}", padded.collect::<Vec<_>>().join("  ").trim_end())
+        };
+        self.head.take().map_or(Ok(()), &mut line)?;
+        rows.iter().try_for_each(|row| line(std::array::from_fn(|column| row[column].as_str())))
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod made;
 mod model;
 mod operator;
 mod order;
+mod pages;
 mod timeouts;
 
 use alloc::{

@@ -112,14 +112,14 @@ fn a_prefix_finds_finished_runs_too_and_counts_a_run_once() {
 
 #[test]
 fn reading_changes_nothing() {
-    use crate::queue::view;
+    use crate::queue::{pages, view};
     let mut bench = bench();
     dead(&mut bench, 2);
     bench.enqueue("one");
     let before = image(&bench.state);
     let now = bench.now.plus(99_999);
     assert_eq!(view::stats(&bench.state, now).dlq_pending, 2);
-    view::list(bench.ended(), &crate::api::ListRequest { state: Some("all".into()), ..Default::default() })
+    pages::runs(bench.ended(), &crate::api::ListRequest { state: Some("all".into()), ..Default::default() })
         .expect("rows");
     assert_eq!((decide::unfiled(&bench.state).len(), decide::orphaned_workers(&bench.state).len()), (2, 0));
     assert_eq!(before, image(&bench.state));

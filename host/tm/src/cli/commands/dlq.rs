@@ -24,15 +24,22 @@ const ASKED_AT_ONCE: usize = 4096;
 pub(crate) fn ls(args: DlqLsArgs) -> Outcome {
     let mut session = Session::open(&args.folders, None, Need::Read)?;
     let since = args.since.map(|span_ms| Millis(now().0.saturating_sub(span_ms)));
-    let filter = DlqFilter { since, flow: args.filter.flow, code: args.filter.code, limit: args.limit };
-    match session.ask(&Request::DlqList(filter))? {
-        Reply::DlqEntries(entries) => {
-            let mut out = BufWriter::new(io::stdout().lock());
-            entries.iter().try_for_each(|entry| render::letter(&mut out, entry))?;
-            out.flush()?;
-            Ok(End::Done)
+    let (flow, code) = (args.filter.flow, args.filter.code);
+    let mut filter = DlqFilter { since, flow, code, limit: args.limit, below: None };
+    let mut out = BufWriter::new(io::stdout().lock());
+    loop {
+        match session.ask(&Request::DlqList(filter.clone()))? {
+            Reply::DlqEntries { entries, below } => {
+                entries.iter().try_for_each(|entry| render::letter(&mut out, entry))?;
+                filter.limit = filter.limit.saturating_sub(entries.len() as u64);
+                filter.below = below;
+            }
+            other => return Err(Failure::unexpected("a list of dead letters", &other)),
         }
-        other => Err(Failure::unexpected("a list of dead letters", &other)),
+        if filter.below.is_none() {
+            out.flush()?;
+            return Ok(End::Done);
+        }
     }
 }
 
@@ -45,7 +52,7 @@ fn now() -> Millis {
 pub(crate) fn show(args: DlqShowArgs) -> Outcome {
     let mut session = Session::open(&args.folders, None, Need::Read)?;
     match session.ask(&Request::DlqShow { entry: args.entry })? {
-        Reply::DlqEntries(entries) => {
+        Reply::DlqEntries { entries, .. } => {
             let mut out = BufWriter::new(io::stdout().lock());
             entries.iter().try_for_each(|entry| render::letter_detail(&mut out, entry, args.json.json))?;
             out.flush()?;

@@ -15,15 +15,22 @@ use crate::cli::{
 /// `tm queue ls`.
 pub(crate) fn ls(args: LsArgs) -> Outcome {
     let mut session = Session::open(&args.folders, None, Need::Read)?;
-    let request = ListRequest { state: Some(args.state), flow: args.flow, limit: args.limit };
-    match session.ask(&Request::List(request))? {
-        Reply::Runs(rows) => {
-            let mut out = BufWriter::new(io::stdout().lock());
-            render::runs(&mut out, &rows, args.json.json)?;
-            out.flush()?;
-            Ok(End::Done)
+    let mut request = ListRequest { state: Some(args.state), flow: args.flow, limit: args.limit, below: None };
+    let mut printed = render::Runs::new(args.json.json);
+    let mut out = BufWriter::new(io::stdout().lock());
+    loop {
+        match session.ask(&Request::List(request.clone()))? {
+            Reply::Runs { rows, below } => {
+                printed.print(&mut out, &rows)?;
+                request.limit = request.limit.saturating_sub(rows.len() as u64);
+                request.below = below;
+            }
+            other => return Err(Failure::unexpected("a list", &other)),
         }
-        other => Err(Failure::unexpected("a list", &other)),
+        if request.below.is_none() {
+            out.flush()?;
+            return Ok(End::Done);
+        }
     }
 }
 
