@@ -76,6 +76,7 @@ const STOPS: &[&str] = &[
     "writing a commit",
     "syncing a commit",
     "beginning a segment",
+    "making a segment ahead",
     "giving back room",
     "writing a derived file",
     "filing a dead letter",
@@ -123,7 +124,11 @@ const REQUIRED: &[(&str, &[&str])] = &[
         "failed sync",
         &["syncing a commit", "syncing reserved room", "beginning a segment", "keeping results", "during recovery"],
     ),
-    ("full disk", &["before a turn", "reserving room", "beginning a segment", "keeping results"]),
+    (
+        "full disk",
+        &["before a turn", "reserving room", "beginning a segment", "making a segment ahead", "keeping results"],
+    ),
+    ("a segment made ahead", &["is taken", "is given back"]),
     (
         "full disk means",
         &["an enqueue is refused", "nothing is leased", "an attempt ends all the same", "a bulk action is refused"],

@@ -18,6 +18,7 @@ use crate::{
 
 const FULL: i32 = 28;
 const BROKEN: i32 = 5;
+const SPARE: &str = "queue/segment.spare";
 
 /// The disk as it would be found if everything stopped right after one of its operations.
 pub(crate) struct CrashPoint {
@@ -190,6 +191,8 @@ impl Inner {
             Phase::Recovery
         } else if path.starts_with("queue/results-") && path.ends_with(".log") {
             if otherwise == Phase::Remove { otherwise } else { Phase::Results }
+        } else if path == SPARE {
+            Phase::Ahead
         } else if path.ends_with(".log") {
             otherwise
         } else if path.starts_with("dlq/pending") && otherwise != Phase::Remove {
@@ -402,6 +405,9 @@ impl Disk for SimDisk {
         if !inner.storage.rename(from, to) {
             return Err(DiskError::NotFound { path: from.into() });
         }
+        if from == SPARE {
+            inner.seen.push(("a segment made ahead", "is taken"));
+        }
         inner.operated(phase, None);
         // It may stop before or after the names are durable.
         if breaks && inner.random.chance(50) {
@@ -422,6 +428,9 @@ impl Disk for SimDisk {
         }
         if !inner.storage.unlink(path) {
             return Err(DiskError::NotFound { path: path.into() });
+        }
+        if path == SPARE && !inner.recovering {
+            inner.seen.push(("a segment made ahead", "is given back"));
         }
         if path.ends_with(".log") {
             let results = path.starts_with("queue/results-");

@@ -8,6 +8,7 @@ pub(crate) enum Phase {
     Commit,
     CommitSync,
     Begin,
+    Ahead,
     GiveBack,
     Derive,
     Letter,
@@ -19,12 +20,13 @@ pub(crate) enum Phase {
 
 impl Phase {
     /// Those of a running supervisor.
-    pub(crate) const RUNNING: [Self; 11] = [
+    pub(crate) const RUNNING: [Self; 12] = [
         Self::Reserve,
         Self::ReserveSync,
         Self::Commit,
         Self::CommitSync,
         Self::Begin,
+        Self::Ahead,
         Self::GiveBack,
         Self::Derive,
         Self::Letter,
@@ -40,6 +42,7 @@ impl Phase {
             Self::Commit => "writing a commit",
             Self::CommitSync => "syncing a commit",
             Self::Begin => "beginning a segment",
+            Self::Ahead => "making a segment ahead",
             Self::GiveBack => "giving back room",
             Self::Derive => "writing a derived file",
             Self::Letter => "filing a dead letter",

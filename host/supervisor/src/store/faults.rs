@@ -97,7 +97,11 @@ impl Disk for FaultDisk {
     }
     fn unlink(&self, path: &str) -> Result<(), DiskError> {
         self.changed();
-        self.inner.unlink(path)
+        let freed = self.inner.size(&self.inner.open(path, How::Read)?)?;
+        self.inner.unlink(path)?;
+        let quota = self.quota.load(SeqCst);
+        self.quota.store(quota.saturating_add(freed), SeqCst);
+        Ok(())
     }
     fn remove_folder(&self, folder: &str) -> Result<(), DiskError> {
         self.changed();

@@ -16,13 +16,11 @@ use super::{
     meta::{META, Meta, opened},
     recover::{self, Found, Recovery},
     repair,
-    segment::{self, Contents, Index, LINE_MAX_BYTES},
+    segment::{self, Contents, Index, LINE_MAX_BYTES, ROOM_STEP_BYTES},
+    spare::{self, Spare},
 };
 
 pub(super) const OFFSET: &str = "queue/queue.offset";
-/// Room is written in steps of at most this. Each step is a sync of its own: on a busy two-core machine 256 KiB was a
-/// fifth slower than this at 256 frames a commit, without a shorter tail that could be measured.
-const ROOM_STEP_BYTES: u64 = 1024 * 1024;
 /// What one commit may have left behind in doubt: it is written again at the next opening.
 const DOUBT_BYTES: u64 = 16 * 1024 * 1024;
 
@@ -100,6 +98,9 @@ pub struct Log<D: Disk> {
     oldest: u64,
     /// `queue.meta` tells of no room in the active segment yet.
     untold: bool,
+    /// Bytes that were appended since it was opened.
+    appended_bytes: u64,
+    spare: Spare,
 }
 
 struct Active<D: Disk> {
@@ -127,6 +128,7 @@ impl<D: Disk> Log<D> {
             tracing::warn!(file = %damage.file, byte = damage.offset, bytes = damage.bytes, why = %damage.why, "damage in the log was skipped");
             repair::keep_aside(&disk, damage);
         }
+        spare::remove(&disk)?;
         if let [.., before, last] = found.as_slice()
             && is_barely_begun(before, last)
         {
@@ -162,6 +164,8 @@ impl<D: Disk> Log<D> {
             poisoned: false,
             oldest: opened.meta.oldest_segment,
             untold: opened.meta.room_bytes == 0,
+            appended_bytes: 0,
+            spare: Spare::None,
             disk,
             options,
         };
@@ -222,20 +226,37 @@ impl<D: Disk> Log<D> {
     pub fn ensure(&mut self, bytes: u64) -> Result<bool, LogError> {
         self.usable()?;
         let end = self.active.end + self.pending.len() as u64;
-        if end >= self.options.segment_max_bytes && self.rotate(bytes)? {
+        let max = self.options.segment_max_bytes;
+        // Rather a somewhat longer segment than waiting for the next one.
+        let may_wait = end < max.saturating_add(max / 4);
+        if end >= max && !(may_wait && self.spare.is_making(&self.disk)) && self.rotate(bytes)? {
             return Ok(true);
         }
+        self.prepare(bytes);
         let wanted = self.active.end + self.pending.len() as u64 + bytes;
         if wanted <= self.active.room {
             return Ok(true);
         }
         let step = self.room_step();
-        let reserved = self.active.reserve(&self.disk, wanted, step);
+        let reserved = self.active.reserve(&self.disk, wanted, step).and_then(|reserved| {
+            // What was taken ahead is given back before anything waits for room.
+            let again = !reserved && self.spare.give_back(&self.disk)?;
+            if again { self.active.reserve(&self.disk, wanted, step) } else { Ok(reserved) }
+        });
         let reserved = self.poisoning(reserved)?;
         if reserved && std::mem::take(&mut self.untold) {
             self.write_meta();
         }
         Ok(reserved)
+    }
+
+    /// Has the next segment made beside the caller once the active one is half full, with `bytes` of room behind what a
+    /// segment holds. A command that appends little and ends begins none.
+    fn prepare(&mut self, bytes: u64) {
+        let max = self.options.segment_max_bytes;
+        if self.active.end >= max / 2 && self.appended_bytes >= max / 4 {
+            self.spare.prepare(&self.disk, max.saturating_add(bytes));
+        }
     }
 
     /// Closes the active segment, so that it can be compacted, and begins one with `bytes` of room. False: no room.
@@ -321,6 +342,7 @@ impl<D: Disk> Log<D> {
         self.active.contents.write_index(&self.disk, self.active.no);
         self.write_meta();
         self.disk.settle();
+        self.spare.give_back(&self.disk)?;
         Ok(())
     }
 
@@ -350,6 +372,7 @@ impl<D: Disk> Log<D> {
         active.room = active.room.max(active.end);
         active.contents.crc = crc32c::crc32c_append(active.contents.crc, &self.pending);
         active.contents.covered_bytes = active.end;
+        self.appended_bytes += self.pending.len() as u64;
         self.pending.clear();
         self.pending.shrink_to(ROOM_STEP_BYTES as usize);
         Ok(())
@@ -374,14 +397,19 @@ impl<D: Disk> Log<D> {
         // First, so that bad bytes at the end of a closed segment are never an unfinished commit.
         self.write()?;
         self.sync()?;
-        let next = match Active::create(&self.disk, self.active.no + 1, bytes.max(self.room_step())) {
+        let (no, room) = (self.active.no + 1, bytes.max(self.room_step()));
+        let taken = match self.spare.take(&self.disk, &segment::path(no), room) {
+            Ok(Some((file, room))) => Ok(Active { no, file, end: 0, room, contents: Contents::default() }),
+            Ok(None) => Active::create(&self.disk, no, room),
+            Err(error) => Err(error),
+        };
+        let next = match taken {
             Err(error) if error.is_full() => return Ok(false),
-            created => self.poisoning(created)?,
+            taken => self.poisoning(taken)?,
         };
         let old = std::mem::replace(&mut self.active, next);
-        if let Err(error) = self.disk.truncate(&old.file, old.end) {
-            tracing::warn!(%error, "room that a closed segment does not need could not be given back");
-        }
+        // Before `queue.meta` names the next one: with more room in the old one than in that, it would be taken back.
+        self.disk.later(Later::Cut { path: segment::path(old.no), bytes: old.end });
         old.contents.write_index(&self.disk, old.no);
         self.closed.push(SegmentInfo { no: old.no, bytes: old.end });
         self.write_meta();
@@ -432,7 +460,7 @@ impl<D: Disk> Active<D> {
             return Ok(true);
         }
         for target in [wanted.max(self.room.saturating_add(step)), wanted] {
-            match self.fill(disk, target) {
+            match disk::blank(disk, &self.file, self.room, target - self.room) {
                 Ok(()) => {
                     disk.sync(&self.file)?;
                     self.room = target;
@@ -443,22 +471,6 @@ impl<D: Disk> Active<D> {
             }
         }
         Ok(false)
-    }
-
-    fn fill(&self, disk: &D, target: u64) -> Result<(), DiskError> {
-        self.blank(disk, self.room, target - self.room)
-    }
-
-    /// Writes `bytes` newlines at `at`.
-    fn blank(&self, disk: &D, mut at: u64, bytes: u64) -> Result<(), DiskError> {
-        let newlines = vec![b'\n'; usize::try_from(bytes.min(ROOM_STEP_BYTES)).unwrap_or(0)];
-        let target = at.saturating_add(bytes);
-        while at < target {
-            let bytes = usize::try_from(target - at).map_or(newlines.len(), |rest| rest.min(newlines.len()));
-            disk.write_at(&self.file, at, &newlines[..bytes])?;
-            at += bytes as u64;
-        }
-        Ok(())
     }
 }
 
@@ -482,7 +494,7 @@ fn resume<D: Disk>(disk: &D, found: Found) -> Result<Active<D>, DiskError> {
     };
     if let Some((offset, bytes)) = found.torn {
         // Overwritten, not cut off: the room behind it is what was reserved for the ends of running attempts (I7).
-        active.blank(disk, offset, bytes)?;
+        disk::blank(disk, &active.file, offset, bytes)?;
         disk.sync(&active.file)?;
     }
     if found.open_line {
@@ -493,11 +505,13 @@ fn resume<D: Disk>(disk: &D, found: Found) -> Result<Active<D>, DiskError> {
         active.contents.crc = crc32c::crc32c_append(active.contents.crc, b"\n");
     }
     if !found.index_agrees {
-        // After a failed sync the system may hold pages that are not on the disk and that it believes to be clean.
+        // After a failed sync the system may hold pages that are not on the disk and that it believes to be clean, and
+        // a length that is not there either.
         let from = active.end.saturating_sub(DOUBT_BYTES);
         let mut doubt = vec![0; usize::try_from(active.end - from).unwrap_or(0)];
         let got = disk.read_at(&active.file, from, &mut doubt)?;
         disk.write_at(&active.file, from, &doubt[..got])?;
+        disk::blank(disk, &active.file, active.end, active.room - active.end)?;
         disk.sync(&active.file)?;
         disk.sync_folder("queue")?;
     }

@@ -127,6 +127,40 @@ fn a_full_segment_goes_on_while_there_is_no_room_for_the_next_one() {
 }
 
 #[test]
+fn the_next_segment_is_made_ahead_and_its_room_comes_back_when_it_is_needed() {
+    let disk = FaultDisk::new(MemDisk::default());
+    let has_spare = || disk.list("queue").unwrap().iter().any(|entry| entry.name == "segment.spare");
+    let options = LogOptions { segment_max_bytes: 10_000, ..small() };
+    let (mut log, ..) = open(&disk, options);
+    let mut next = 0;
+    let mut put_until = |log: &mut Log<_>, done: &dyn Fn(&Log<FaultDisk>) -> bool| {
+        while !done(log) {
+            put(log, next..next + 1);
+            next += 1;
+        }
+    };
+    put_until(&mut log, &|_| has_spare());
+    assert!(log.written_bytes() >= 5_000, "not before half of the active one is written");
+    put_until(&mut log, &|log| log.segment() == 2);
+    let changes = disk.changes.load(SeqCst);
+    assert!(log.ensure(9_000).unwrap());
+    assert_eq!(disk.changes.load(SeqCst), changes, "its room is there already");
+    put_until(&mut log, &|_| has_spare());
+    disk.quota.store(3_000, SeqCst);
+    assert!(log.ensure(14_000).unwrap(), "with what the next one gives back");
+    assert!(!has_spare());
+    disk.quota.store(u64::MAX, SeqCst);
+    put_until(&mut log, &|log| log.segment() == 3);
+    put_until(&mut log, &|_| has_spare());
+    drop(log);
+    assert!(has_spare(), "nobody closed it");
+    let (log, recovery, seen) = open(&disk, options);
+    assert_eq!((recovery.damaged, seen.len() as u64), (vec![], next));
+    assert!(!has_spare());
+    log.close().unwrap();
+}
+
+#[test]
 fn a_dropped_segment_is_gone_and_the_rest_is_no_damage() {
     let disk = MemDisk::default();
     let (mut log, ..) = open(&disk, small());

@@ -15,6 +15,7 @@ pub mod repair;
 pub mod results;
 mod sealed;
 pub mod segment;
+mod spare;
 pub mod verify;
 
 #[cfg(test)]

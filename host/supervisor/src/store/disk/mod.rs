@@ -13,6 +13,8 @@ pub use real::{RealDisk, RealFile, Roots};
 
 /// The log, the dead letters' and the keys' derived files, and the rest.
 pub const ROOTS: [&str; 4] = ["queue", "idempotency", "dlq", "store"];
+/// Newlines that one write takes.
+const BLANK_BYTES: u64 = 1024 * 1024;
 /// Folders below one another that [`remove_tree`] goes down at most.
 pub const DEPTH_MAX: usize = 64;
 
@@ -98,6 +100,8 @@ pub enum Later {
     Unlink { path: String },
     /// Writes a derived file as [`replace`] does. When that fails, the old file goes too: none is better than a wrong one.
     Derive { path: String, bytes: Vec<u8> },
+    /// Cuts off the end of a file that nobody writes to any more, durably. One that is gone already is fine.
+    Cut { path: String, bytes: u64 },
 }
 
 /// A handle to the folders; clones are the same disk.
@@ -168,11 +172,11 @@ pub trait Disk: Clone + Send + Sync + 'static {
     fn later(&self, work: Later) {
         perform(self, work);
     }
-    /// Makes files durable beside the caller. One that is gone is fine.
-    fn sync_beside(&self, paths: Vec<String>) -> Beside {
-        Beside::done(sync_all(self, &paths))
+    /// Does work beside the caller, who asks how it ended. In the order in which it was given, [`Disk::later`]'s included.
+    fn beside(&self, work: Work<Self>) -> Beside {
+        Beside::done(work(self))
     }
-    /// Waits until all that was given to [`Disk::later`] is done.
+    /// Waits until all that was given to [`Disk::later`] and [`Disk::beside`] is done.
     fn settle(&self) {}
     /// Syncs of files and folders so far; 0 where they are not counted.
     fn syncs(&self) -> u64 {
@@ -184,7 +188,10 @@ pub trait Disk: Clone + Send + Sync + 'static {
     }
 }
 
-/// A sync that somebody else makes.
+/// What [`Disk::beside`] does.
+pub type Work<D> = Box<dyn FnOnce(&D) -> Result<(), DiskError> + Send>;
+
+/// Work on the disk that somebody else does.
 pub struct Beside(mpsc::Receiver<Result<(), DiskError>>);
 
 impl Beside {
@@ -225,10 +232,25 @@ impl Beside {
 
 /// Its thread is gone: nothing is known of the files.
 fn unanswered() -> DiskError {
-    DiskError::Io { path: "queue".into(), source: io::Error::other("a sync was begun and nobody knows how it ended") }
+    DiskError::Io { path: "queue".into(), source: io::Error::other("work was begun and nobody knows how it ended") }
 }
 
-/// Does what [`Disk::sync_beside`] promises, at once.
+/// Writes `bytes` newlines at `at`.
+///
+/// # Errors
+/// Those of [`Disk::write_at`].
+pub fn blank<D: Disk>(disk: &D, file: &D::File, mut at: u64, bytes: u64) -> Result<(), DiskError> {
+    let newlines = vec![b'\n'; usize::try_from(bytes.min(BLANK_BYTES)).unwrap_or(0)];
+    let target = at.saturating_add(bytes);
+    while at < target {
+        let bytes = usize::try_from(target - at).map_or(newlines.len(), |rest| rest.min(newlines.len()));
+        disk.write_at(file, at, &newlines[..bytes])?;
+        at += bytes as u64;
+    }
+    Ok(())
+}
+
+/// Makes files durable. One that is gone is fine.
 ///
 /// # Errors
 /// Of the first file that cannot be synced.
@@ -256,6 +278,17 @@ pub fn perform<D: Disk>(disk: &D, work: Later) {
                 tracing::warn!(%error, "a derived file could not be written");
                 // Its failure says no more than the warning above.
                 let _ = disk.unlink(&path);
+            }
+        }
+        Later::Cut { path, bytes } => {
+            let cut = disk.open(&path, How::Write).and_then(|file| {
+                disk.truncate(&file, bytes)?;
+                disk.sync(&file)
+            });
+            if let Err(error) = cut
+                && !error.is_not_found()
+            {
+                tracing::warn!(%error, "room that a file does not need could not be given back");
             }
         }
     }

@@ -22,7 +22,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Beside, Disk, DiskError, Entry, How, Kind, Later, perform, sync_all};
+use super::{Beside, Disk, DiskError, Entry, How, Kind, Later, Work, perform};
 use crate::{daemon::SOCKET_NAME, store::lock};
 
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
@@ -86,7 +86,7 @@ struct Root {
 
 enum Job {
     Work(Later),
-    Sync(Vec<String>, mpsc::Sender<Result<(), DiskError>>),
+    Beside(Work<RealDisk>, mpsc::Sender<Result<(), DiskError>>),
     Settled(mpsc::Sender<()>),
 }
 
@@ -208,7 +208,7 @@ impl RealDisk {
                     match job {
                         Job::Work(work) => perform(&disk, work),
                         // Nobody waits any more: fine.
-                        Job::Sync(paths, done) => drop(done.send(sync_all(&disk, &paths))),
+                        Job::Beside(work, done) => drop(done.send(work(&disk))),
                         Job::Settled(done) => drop(done.send(())),
                     }
                 }
@@ -375,11 +375,12 @@ impl Disk for RealDisk {
         }
     }
 
-    fn sync_beside(&self, paths: Vec<String>) -> Beside {
+    fn beside(&self, work: Work<Self>) -> Beside {
         let (done, beside) = Beside::begin();
-        match self.background() {
-            Some(jobs) if jobs.send(Job::Sync(paths.clone(), done)).is_ok() => beside,
-            _ => Beside::done(sync_all(self, &paths)),
+        let Some(jobs) = self.background() else { return Beside::done(work(self)) };
+        match jobs.send(Job::Beside(work, done)) {
+            Err(mpsc::SendError(Job::Beside(work, _))) => Beside::done(work(self)),
+            _ => beside,
         }
     }
 

@@ -30,7 +30,7 @@ use self::{
     record::Record,
 };
 use super::{
-    disk::{Beside, Disk, DiskError, How, Later},
+    disk::{Beside, Disk, DiskError, How, Later, sync_all},
     segment::{self, Lines},
 };
 
@@ -271,9 +271,9 @@ impl<D: Disk> ResultStore<D> {
             return Ok(false);
         }
         // The one that is written is named again with its next record.
-        let files = std::mem::take(&mut self.unsynced).into_iter().map(path).collect();
+        let files: Vec<_> = std::mem::take(&mut self.unsynced).into_iter().map(path).collect();
         self.unsynced_bytes = 0;
-        self.beside = Some(self.disk.sync_beside(files));
+        self.beside = Some(self.disk.beside(Box::new(move |disk| sync_all(disk, &files))));
         Ok(true)
     }
 
