@@ -88,7 +88,7 @@ struct Told {
 
 /// Data of a store.
 pub struct Ctx {
-    wasi: WasiCtx,
+    wasi: Wasi,
     pub table: ResourceTable,
     pub capture: Capture,
     pub memory: MemoryMeter,
@@ -112,19 +112,12 @@ impl Ctx {
         out: UnboundedSender<Outgoing>,
     ) -> Result<Self, FilesError> {
         let limits = &start.limits;
-        let capture = Capture::new(limits.log_kb as usize * 1024);
-        let mut wasi = WasiCtx::builder();
-        wasi.stdout(Standard { capture: capture.clone(), error: false })
-            .stderr(Standard { capture: capture.clone(), error: true })
-            .envs(&start.grants.env)
-            .max_random_size(RANDOM_MAX_BYTES)
-            .insecure_random_seed(seed(start.task));
         let mut table = ResourceTable::new();
         table.set_max_capacity(RESOURCES_MAX);
         Ok(Self {
-            wasi: wasi.build(),
+            wasi: Wasi { made: None, env: start.grants.env.clone(), task: start.task },
             table,
-            capture,
+            capture: Capture::new(limits.log_kb as usize * 1024),
             memory: MemoryMeter::new(u64::from(limits.memory_mb) << 20),
             files: Files::new(start, folders)?,
             artifacts: Artifacts::new(start, folders),
@@ -144,7 +137,7 @@ impl Ctx {
 
     /// What `wasi:filesystem` works on: disjoint parts of this store's data.
     pub fn counted_files(&mut self) -> CountedFiles<'_> {
-        let view = WasiFilesystemCtxView { ctx: self.wasi.filesystem(), table: &mut self.table };
+        let view = WasiFilesystemCtxView { ctx: self.wasi.get(&self.capture).filesystem(), table: &mut self.table };
         CountedFiles { view, files: &mut self.files }
     }
 
@@ -166,7 +159,28 @@ impl Ctx {
 
 impl WasiView for Ctx {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+        WasiCtxView { ctx: self.wasi.get(&self.capture), table: &mut self.table }
+    }
+}
+
+/// What WASI answers from, made when the guest first asks: many steps never do.
+struct Wasi {
+    made: Option<Box<WasiCtx>>,
+    env: Vec<(String, String)>,
+    task: TaskRef,
+}
+
+impl Wasi {
+    fn get(&mut self, capture: &Capture) -> &mut WasiCtx {
+        self.made.get_or_insert_with(|| {
+            let mut wasi = WasiCtx::builder();
+            wasi.stdout(Standard { capture: capture.clone(), error: false })
+                .stderr(Standard { capture: capture.clone(), error: true })
+                .envs(&self.env)
+                .max_random_size(RANDOM_MAX_BYTES)
+                .insecure_random_seed(seed(self.task));
+            Box::new(wasi.build())
+        })
     }
 }
 
