@@ -55,6 +55,7 @@ fn line(request: &Request) -> Outcome<Vec<u8>> {
 
 /// What is enqueued again and again.
 pub(crate) struct Work<'a> {
+    pub(crate) tenant: &'a str,
     pub(crate) flow: &'a str,
     pub(crate) input: &'a str,
     pub(crate) priority: Option<u8>,
@@ -63,12 +64,12 @@ pub(crate) struct Work<'a> {
 
 impl<'a> Work<'a> {
     pub(crate) fn of(flow: &'a str, input: &'a str) -> Self {
-        Self { flow, input, priority: None, delay_ms: None }
+        Self { tenant: "default", flow, input, priority: None, delay_ms: None }
     }
 
     fn line(&self) -> Outcome<Vec<u8>> {
         line(&Request::Enqueue(Box::new(EnqueueRequest {
-            tenant: "default".to_owned(),
+            tenant: self.tenant.to_owned(),
             flow: self.flow.to_owned(),
             input: Json::parse(self.input)?,
             idempotency_key: None,

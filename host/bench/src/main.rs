@@ -42,7 +42,7 @@ struct Cli {
     /// Where queues are made: on a disk, not in memory
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     work: PathBuf,
-    /// The folder of the components `totals.wasm` and `nap.wasm`
+    /// The folder of the components `totals.wasm`, `nap.wasm` and `compute.wasm`
     #[arg(long, value_name = "DIR", default_value = "tests/guests/target/wasm32-wasip2/release")]
     guests: PathBuf,
 }

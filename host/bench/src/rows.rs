@@ -3,6 +3,7 @@
 mod alone;
 mod cold;
 mod flows;
+mod hostile;
 mod idle;
 mod process;
 mod sandbox;
@@ -28,4 +29,5 @@ pub(crate) const ROWS: &[Row] = &[
     Row { numbers: &[5], what: "10,000 runs of 5 steps at once", run: flows::many },
     Row { numbers: &[13], what: "10,000 steps asleep at once", run: flows::asleep },
     Row { numbers: &[15], what: "from 1 worker to 2", run: flows::scaling },
+    Row { numbers: &[18], what: "beside a tenant's hostile tasks", run: hostile::run },
 ];

@@ -31,7 +31,7 @@ impl Site {
         let work = std::path::absolute(work)?.join(std::process::id().to_string());
         fs::create_dir_all(&work)?;
         let site = Self { tm: beside("tm"), floor: beside("tm-floor"), work, quick, workers, concurrency };
-        for guest in ["totals", "nap"] {
+        for guest in ["totals", "nap", "compute"] {
             let from = guests.join(format!("{guest}.wasm"));
             fs::copy(&from, site.guest(guest))
                 .map_err(|error| format!("cannot copy {}: {error}: run scripts/bench", from.display()))?;

@@ -18,6 +18,8 @@ use crate::{
 use super::throughput::{LANES, WARM_UP};
 
 const STEPS: usize = 10;
+/// Between two looks at the memory of processes.
+const LOOK: Duration = Duration::from_millis(20);
 /// What a step costs beside its sync.
 const STEP_US: f64 = 45.0;
 
@@ -54,39 +56,36 @@ pub(super) fn chain(site: &Site, report: &mut Report) -> Outcome<()> {
     Ok(())
 }
 
-/// The largest sums of resident memory while something runs: of the supervisor, and of its workers.
-struct Peak<'a> {
-    supervisor: &'a AtomicU64,
-    workers: &'a AtomicU64,
-}
-
-impl Peak<'_> {
-    fn watch(&self, supervisor: u32, ends: &AtomicBool) {
-        while !ends.load(Ordering::Relaxed) {
-            let bytes = |pid: u32| looks(pid).map_or(0, |looks| looks.resident_bytes);
-            self.supervisor.fetch_max(bytes(supervisor), Ordering::Relaxed);
-            self.workers.fetch_max(children(supervisor).into_iter().map(bytes).sum(), Ordering::Relaxed);
-            thread::sleep(Duration::from_millis(100));
-        }
-    }
+/// Does something; what that gave, and the largest sums of resident memory meanwhile, in MB: of the supervisor, and of its
+/// workers.
+pub(super) fn watched<T>(supervisor: u32, work: impl FnOnce() -> T) -> (T, f64, f64) {
+    let (one, others, ends) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let done = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ends.load(Ordering::Relaxed) {
+                let bytes = |pid: u32| looks(pid).map_or(0, |looks| looks.resident_bytes);
+                one.fetch_max(bytes(supervisor), Ordering::Relaxed);
+                others.fetch_max(children(supervisor).into_iter().map(bytes).sum(), Ordering::Relaxed);
+                thread::sleep(LOOK);
+            }
+        });
+        let done = work();
+        ends.store(true, Ordering::Relaxed);
+        done
+    });
+    let megabytes = |bytes: AtomicU64| bytes.into_inner() as f64 / 1e6;
+    (done, megabytes(one), megabytes(others))
 }
 
 /// Runs `count` runs at once to their ends; how long it took, and the most memory of supervisor and workers.
 fn at_once(home: &Home, supervisor: &Supervisor, work: &Work<'_>, count: usize) -> Outcome<(Duration, f64, f64)> {
-    let (one, others, ends) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
-    let peak = Peak { supervisor: &one, workers: &others };
-    let pid = supervisor.pid();
+    // A connection takes so many requests ahead of their answers.
+    let lanes = count.div_ceil(1000);
     let begun = Instant::now();
-    thread::scope(|scope| {
-        scope.spawn(|| peak.watch(pid, &ends));
-        // A connection takes so many requests ahead of their answers.
-        let lanes = count.div_ceil(1000);
-        let done = client::load(&home.queue(), work, count, lanes, Until::Count(count as u64), &mut || Ok(()));
-        ends.store(true, Ordering::Relaxed);
-        done
-    })?;
-    let megabytes = |bytes: &AtomicU64| bytes.load(Ordering::Relaxed) as f64 / 1e6;
-    Ok((begun.elapsed(), megabytes(&one), megabytes(&others)))
+    let (done, one, others) = watched(supervisor.pid(), || {
+        client::load(&home.queue(), work, count, lanes, Until::Count(count as u64), &mut || Ok(()))
+    });
+    done.map(|_| (begun.elapsed(), one, others))
 }
 
 const MANY: usize = 10_000;
