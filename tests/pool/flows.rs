@@ -4,6 +4,7 @@ use std::{fs, path::Path};
 
 use crate::{home::Home, supervisor::Supervisor};
 use serde_json::{Value, json};
+use tm_core::api::RunState;
 
 const GRAPH: &str = r#"
 flow:
@@ -75,6 +76,23 @@ fn large_inputs_and_outputs_travel_as_blobs() {
     assert_eq!(log, 0, "a large payload stands in the log");
     let blobs: u64 = files(&home.path("data/store")).iter().map(|(_, bytes)| occurrences(bytes)).sum();
     assert!(blobs > 0, "no blob holds the payload");
+    pool.stop();
+}
+
+#[test]
+fn a_large_output_counts_although_its_worker_ends_while_it_is_written() {
+    let home = Home::new();
+    home.write("trace_config.toml", "[workers]\nisolation = \"task\"\n");
+    home.flow("echo", "echo", &["limits: { output_kb: 1024 }"]);
+    let mut pool = Supervisor::start(&home, &["-n", "2"]);
+    home.write("large.json", json!({ "text": "x".repeat(200 << 10) }).to_string());
+    let first = home.enqueue("echo.yaml", "@large.json", &[]);
+    let mut runs = pool.enqueue_all("echo", &json!({ "text": "y".repeat(200 << 10) }).to_string(), 30);
+    runs.push(first);
+    for run in &runs {
+        let ended = pool.ended(run);
+        assert_eq!((ended.state, ended.tasks[0].attempts.len()), (RunState::Succeeded, 1), "{run}");
+    }
     pool.stop();
 }
 

@@ -5,6 +5,7 @@
 
 mod answers;
 mod catalogue;
+mod ends;
 mod held;
 mod house;
 mod inspect;
@@ -132,8 +133,8 @@ pub(crate) enum Happening {
     },
     /// Runs that have artefacts: those that nothing knows are swept.
     LeftArtifacts(Vec<sweep::Left>),
-    /// Artefacts stand in their place, or the report says why not.
-    Published {
+    /// A large output and artefacts stand in their place, or the report says why not.
+    Ended {
         from: WorkerId,
         report: Box<Report>,
     },

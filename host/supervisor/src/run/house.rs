@@ -21,7 +21,7 @@ use tm_core::{
         effect::{Effect, Input, Outcome, Report, Ticket},
         lanes::{Slot, Want},
         results::Ended,
-        run::FinishedRun,
+        run::{FinishedRun, Task},
         state::{Registered, State},
         view,
     },
@@ -310,14 +310,6 @@ impl<D: Disk> House<D> {
         });
     }
 
-    /// The digest of a task's input, with which its artefacts are proven.
-    pub(super) fn input_digest(&self, state: &State, task: TaskRef) -> Option<Digest> {
-        match &state.runs.get(&task.run)?.task(task)?.input {
-            Payload::Inline(json) => Some(Digest::of(json.get().as_bytes())),
-            Payload::Blob(blob) => Some(blob.digest),
-        }
-    }
-
     /// What an earlier attempt published completely before its success could be logged: it need not run again.
     fn published(&self, state: &State, task: TaskRef) -> Option<(Payload, Vec<ArtifactEntry>)> {
         let (flow, step) = state.step_of(task)?;
@@ -325,8 +317,7 @@ impl<D: Disk> House<D> {
         if !step.grants.artifacts || found.attempt < 2 {
             return None;
         }
-        let input = self.input_digest(state, task)?;
-        let manifest = self.artifacts.lookup(&flow.tenant, task, &step.id, step.component, input)?;
+        let manifest = self.artifacts.lookup(&flow.tenant, task, &step.id, step.component, input_digest(found))?;
         let entry = |file: ManifestFile| ArtifactEntry { name: file.name, size_bytes: file.size_bytes };
         Some((manifest.output, manifest.files.into_iter().map(entry).collect()))
     }
@@ -384,5 +375,13 @@ fn end_of<D: Disk>(ended: Ended<'_>, run: RunId, blobs: &StoredBlobs<D>) -> Repl
             hint: None,
             retry_after_ms: None,
         }),
+    }
+}
+
+/// The digest of a task's input, with which its artefacts are proven.
+pub(super) fn input_digest(task: &Task) -> Digest {
+    match &task.input {
+        Payload::Inline(json) => Digest::of(json.get().as_bytes()),
+        Payload::Blob(blob) => blob.digest,
     }
 }

@@ -120,6 +120,7 @@ impl<D: Disk> Session<D> {
             house,
             registrar: Registrar::start(settings, inspect, blobs, happenings.clone())?,
             movers: Lane::start("tm-movers").map_err(RunError::Thread)?,
+            ending: BTreeMap::new(),
             backend,
             unfiled: false,
             file_at: None,

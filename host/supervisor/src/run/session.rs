@@ -1,20 +1,23 @@
 //! The queue with all that surrounds it, one happening at a time: what the loop of a supervisor and the short life of a
 //! command without one have in common.
 
-use std::{collections::VecDeque, os::fd::OwnedFd, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    os::fd::OwnedFd,
+    time::Duration,
+};
 
 use tm_core::{
     api::{Counters, Reply, Request},
-    code::{self, Class},
-    id::{TaskRef, WorkerId},
+    id::WorkerId,
     json::{Json, Payload},
     limits::{INPUT_MAX_BYTES, INPUTS_PER_TURN_MAX},
     queue::{
-        decide::{holds_lease, unfiled},
-        effect::{Input, Outcome, Report, Ticket},
+        decide::unfiled,
+        effect::{Input, Ticket},
     },
     time::Millis,
-    wire::{self, FromWorker, staging_path},
+    wire::FromWorker,
 };
 
 use super::{
@@ -23,18 +26,14 @@ use super::{
     house::House,
     jobs::Lane,
     register::Registrar,
-    reports::{artifact_failure, host_failure, report_of},
     sweep::Sweeper,
 };
 use crate::{
     clock::{Clock, Moved},
     daemon::{ApiCall, Incoming, RoundRobin, Signal, edge::connection_of},
-    store::{artifacts::Publication, disk::Disk},
+    store::disk::Disk,
     turn::{Shell, Turn},
-    workers::{
-        PoolEvent,
-        profile::{ProfileError, share},
-    },
+    workers::PoolEvent,
 };
 
 /// Until a dead letter's file is tried again.
@@ -44,8 +43,10 @@ pub(super) struct Session<D: Disk> {
     pub(super) turn: Turn<D>,
     pub(super) house: House<D>,
     pub(super) registrar: Registrar<D>,
-    /// Moves artefacts to their place before their step's success is logged.
+    /// Writes large outputs and moves artefacts to their place, before their step's success is logged.
     pub(super) movers: Lane,
+    /// Ends of attempts that these threads have in hand, by worker.
+    pub(super) ending: BTreeMap<WorkerId, usize>,
     pub(super) backend: &'static str,
     pub(super) sweeper: Sweeper,
     /// A dead letter's file could not be written since the last turn; when that is tried again.
@@ -89,7 +90,7 @@ impl<D: Disk> Session<D> {
             },
             Happening::Compiled { key, outcome } => self.house.compiled(&key, outcome),
             Happening::LeftArtifacts(runs) => self.sweeper.asked(runs),
-            Happening::Published { from, report } => self.reports.push_back(Input::Report { from, report }),
+            Happening::Ended { from, report } => self.ended(from, report),
             Happening::Pool(event) => self.pool_event(event)?,
         }
         Ok(())
@@ -122,7 +123,7 @@ impl<D: Disk> Session<D> {
             pool.flush();
         }
         let more = !self.is_settled();
-        let unnamed = self.house.making > 0 || self.turn.has_made();
+        let unnamed = self.house.making > 0 || !self.ending.is_empty() || self.turn.has_made();
         if !more && !unnamed && !self.sweeper.is_running() {
             self.house.blobs.unpin();
         }
@@ -223,7 +224,7 @@ impl<D: Disk> Session<D> {
                 } else {
                     tracing::info!(worker = worker.0, %why, "a worker is gone");
                 }
-                self.reports.push_back(Input::WorkerGone { worker });
+                self.gone(worker);
             }
             PoolEvent::ProfileBroken { reason, .. } => {
                 tracing::error!(%reason, "the workers of a profile cannot be started; trying again in 30 s");
@@ -235,7 +236,7 @@ impl<D: Disk> Session<D> {
 
     fn message(&mut self, from: WorkerId, message: FromWorker, fds: Vec<OwnedFd>) {
         match message {
-            FromWorker::Report(report) => self.report(from, *report, &fds),
+            FromWorker::Report(report) => self.report(from, *report, fds),
             FromWorker::Progress { task, attempt, percent, .. } => {
                 self.reports.push_back(Input::Progress { from, task, attempt, percent });
             }
@@ -244,85 +245,5 @@ impl<D: Disk> Session<D> {
             }
             _ => {}
         }
-    }
-
-    fn report(&mut self, from: WorkerId, report: wire::Report, fds: &[OwnedFd]) {
-        let (task, attempt) = (report.task, report.attempt);
-        if let Some(pool) = &mut self.house.pool {
-            pool.ended(from, task);
-        }
-        if !report.log.is_empty() {
-            tracing::debug!(task = %self.turn.state.task_name(task), attempt, log = %report.log, "a step said");
-        }
-        // Nothing is read or moved for a report that the core would refuse.
-        let limits = self.turn.state.step_of(task).map(|(_, step)| step.limits.clone());
-        let Some(limits) = limits.filter(|_| holds_lease(&self.turn.state, from, task, attempt)) else {
-            self.turn.state.refused_reports += 1;
-            return;
-        };
-        let output_max_bytes = u64::from(limits.output_kb) * 1024;
-        let report = Box::new(report_of(report, fds, output_max_bytes, &self.house.blobs));
-        let stays = match &report.outcome {
-            Outcome::Succeeded { .. } => self.house.keep_scratch,
-            Outcome::Failed(_) => true,
-            Outcome::NotStarted => false,
-        };
-        if stays {
-            self.house.tell_scratch(&self.turn.state, task, attempt);
-        }
-        match &report.outcome {
-            Outcome::Succeeded { artifacts, .. } if !artifacts.is_empty() => {
-                self.publish(from, report, u64::from(limits.artifacts_mb) << 20);
-            }
-            _ => {
-                self.discard(task, attempt);
-                self.reports.push_back(Input::Report { from, report });
-            }
-        }
-    }
-
-    /// Moves a successful attempt's artefacts, then brings the report.
-    fn publish(&self, from: WorkerId, mut report: Box<Report>, max_bytes: u64) {
-        let task = report.task;
-        let Some((flow, step)) = self.turn.state.step_of(task) else { return };
-        let Some(input) = self.house.input_digest(&self.turn.state, task) else { return };
-        let (tenant, step_id, component) = (flow.tenant.clone(), step.id.clone(), step.component);
-        let staging = staging_path(&task.name(&step_id), report.attempt);
-        let (store, happenings) = (self.house.artifacts.clone(), self.house.happenings.clone());
-        let user = self.house.user.clone();
-        let results = self.house.store.join("tenants").join(&*tenant).join("results").join(task.run.to_string());
-        self.movers.give(move || {
-            if let Outcome::Succeeded { output, .. } = &report.outcome {
-                let (tenant, staging, step_id) = (&*tenant, staging.as_str(), step_id.as_str());
-                let publication = Publication { tenant, staging, task, step_id, component, input, output, max_bytes };
-                let published = store.publish(&publication).map_err(|error| artifact_failure(&error));
-                let shared = published.and_then(|_| {
-                    let failed =
-                        |error: ProfileError| host_failure(code::HOST_ERROR, Class::Retryable, error.to_string());
-                    share(&results, user.as_ref()).map_err(failed)
-                });
-                if let Err(failure) = shared {
-                    report.outcome = Outcome::Failed(failure);
-                }
-            }
-            // Nobody listens any more when the supervisor stops: the attempt is then made again, or found complete.
-            let _ = happenings.send(Happening::Published { from, report });
-        });
-    }
-
-    /// Removes what an attempt without artefacts to publish may have left in staging.
-    fn discard(&self, task: TaskRef, attempt: u32) {
-        let Some((flow, step)) = self.turn.state.step_of(task) else { return };
-        if !step.grants.artifacts {
-            return;
-        }
-        let (tenant, store) = (flow.tenant.clone(), self.house.artifacts.clone());
-        let folder = staging_path(&task.name(&step.id), attempt);
-        self.movers.give(move || {
-            let done = store.tenant(&tenant).and_then(|folders| store.discard(&folders.tmp, &folder));
-            if let Err(error) = done {
-                tracing::warn!(%error, "what a failed attempt staged stays until the next start");
-            }
-        });
     }
 }

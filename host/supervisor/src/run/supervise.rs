@@ -302,7 +302,10 @@ impl<D: Disk> Loop<'_, D> {
             pool.stop(Duration::from_millis(200));
         }
         // What was reported before the end counts; a worker's end does not, it was ours.
-        while let Ok(happening) = self.inbox.try_recv() {
+        loop {
+            let writing = !self.session.ending.is_empty();
+            let next = if writing { self.inbox.recv().ok() } else { self.inbox.try_recv().ok() };
+            let Some(happening) = next else { break };
             if !matches!(happening, Happening::Pool(PoolEvent::Gone { .. } | PoolEvent::CannotStart { .. })) {
                 self.session.take(happening)?;
             }
