@@ -148,10 +148,16 @@ fn faults_of_the_form_have_line_and_column() {
     assert_eq!(unknown, ["3:3 unknown key 'stepz'"], "which says what is missing, too");
     let kind = found("flow:\n  id: f\n  steps:\n    - id: a\n      component: x\n      needs: 5\n");
     assert_eq!(kind, ["6:14 needs must be a list, this is 5"]);
+    let returns = "# as\r# YAML\r\n# counts\nflow:\r  id: f\r  stepz: []\r";
+    assert_eq!(found(returns), ["6:3 unknown key 'stepz'"], "a carriage return alone ends a line");
+    let shown = case.resolve(returns, &[""]).unwrap_err().faults.remove(0).source;
+    assert_eq!(shown.as_deref(), Some("  stepz: []"));
+    let placeless = found("\t!a\t!a");
+    assert!(placeless.iter().all(|fault| fault.starts_with("1:1 ")), "{placeless:?}");
     let syntax = found("flow: [\n");
     assert!(syntax.len() == 1 && !syntax[0].starts_with("0:"), "{syntax:?}");
     for empty in ["", "[]", "5", "other: 1"] {
-        assert!(found(empty).iter().any(|fault| fault.ends_with("key 'flow' is missing")), "{:?}", found(empty));
+        assert!(found(empty).contains(&"1:1 key 'flow' is missing".to_owned()), "{:?}", found(empty));
     }
 }
 

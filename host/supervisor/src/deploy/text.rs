@@ -130,7 +130,7 @@ impl FlowText {
             let message = format!("{} bytes, a flow has at most {FLOW_TEXT_MAX_BYTES}", text.len());
             return (None, vec![FlowFault::of_file(path, message)]);
         }
-        let lines: Lines = text.lines().map(str::to_owned).collect();
+        let lines = lines_of(text);
         let places = Tree::of(text);
         let (spec, faults) = match serde_saphyr::from_str::<FlowFile>(text) {
             Ok(file) => {
@@ -179,6 +179,11 @@ impl FlowFault {
     }
 }
 
+/// The lines as YAML counts them: a carriage return alone ends one, too.
+fn lines_of(text: &str) -> Lines {
+    text.replace("\r\n", "\n").split_terminator(['\n', '\r']).map(str::to_owned).collect()
+}
+
 /// The path of a fault of a flow, from the file's beginning.
 fn in_file(path: &str) -> String {
     format!("flow.{path}")
@@ -191,7 +196,8 @@ fn placed(tree: Option<&Tree>, fault: Fault) -> (Place, Fault) {
 }
 
 fn located(path: &Path, lines: &Lines, place: Place, fault: Fault, code: Option<&'static str>) -> FlowFault {
-    let (line, column) = place;
+    // What has no place is about the whole text.
+    let (line, column) = if place.0 == 0 { (1, 1) } else { place };
     let source = usize::try_from(line).ok().and_then(|line| lines.get(line.checked_sub(1)?)).cloned();
     FlowFault { file: path.to_owned(), line, column, code, message: fault.message, hint: fault.hint, source }
 }
