@@ -262,7 +262,8 @@ fn ascending(firsts: &[Option<u64>]) -> Vec<bool> {
         before[place] = row.checked_sub(1).map(|row| tails[row]);
         if row == tails.len() {
             tails.push(place);
-        } else {
+        } else if firsts[tails[row]] != Some(*first) {
+            // Of two with the same number the older name counts.
             tails[row] = place;
         }
     }
@@ -391,25 +392,34 @@ impl<D: Disk> Replay<'_, D> {
             // What is lost with it shows when the next record is accepted.
             self.damage(no, bad.offset, bad.end - bad.offset, None, bad.why);
         }
-        let bytes = good.end - good.offset;
         if good.sequence < expected {
-            let why = Why::Doubled { sequence: good.sequence, expected };
-            self.damage(no, good.offset, bytes, None, why);
+            self.strange(no, &good, Why::Doubled { sequence: good.sequence, expected });
         } else if good.sequence >= self.ceiling {
-            let why = Why::Foreign { sequence: good.sequence, expected };
-            self.damage(no, good.offset, bytes, None, why);
+            self.strange(no, &good, Why::Foreign { sequence: good.sequence, expected });
         } else if let Some(held) = self.held.take() {
             if good.sequence > held.sequence {
                 self.accept(no, held);
             } else {
-                let why = Why::Foreign { sequence: held.sequence, expected };
-                self.damage(no, held.offset, held.end - held.offset, None, why);
+                self.strange(no, &held, Why::Foreign { sequence: held.sequence, expected });
             }
             self.good(no, good);
         } else if good.sequence > expected {
             self.held = Some(good);
         } else {
             self.accept(no, good);
+        }
+    }
+
+    /// A whole record that does not belong here: named, and not written over.
+    fn strange(&mut self, no: u64, record: &Good, why: Why) {
+        self.damage(no, record.offset, record.end - record.offset, None, why);
+        self.cover(record);
+    }
+
+    fn cover(&mut self, record: &Good) {
+        // One that was held comes after those behind it.
+        if record.end > self.contents.covered_bytes {
+            (self.contents.covered_bytes, self.contents.crc) = (record.end, record.crc);
         }
     }
 
@@ -431,7 +441,7 @@ impl<D: Disk> Replay<'_, D> {
         }
         self.expected = Some(good.sequence + 1);
         self.contents.record(good.sequence, good.offset);
-        (self.contents.covered_bytes, self.contents.crc) = (good.end, good.crc);
+        self.cover(&good);
         self.recovery.frames += 1;
         self.recovery.last_at = self.recovery.last_at.max(good.frame.at);
         (self.each)(good.frame, no);

@@ -333,3 +333,31 @@ fn an_index_that_disagrees_is_built_again() {
         assert_eq!(read_whole(&disk, &path, 1 << 20).unwrap(), good);
     }
 }
+
+#[test]
+fn a_record_that_is_out_of_its_place_at_the_end_is_not_written_over() {
+    for (what, strange) in [("doubled", line(1, 0)), ("foreign", line(900, 77))] {
+        // A foreign one is told by what comes behind it.
+        let behind = if what == "foreign" { line(3, 2) } else { Vec::new() };
+        let bytes = [line(1, 0), line(2, 1), strange, behind].concat();
+        let disk = queue(&[&bytes, b"\n\n\n"]);
+        let (mut log, before, mut seen) = open(&disk, small());
+        assert_eq!(before.damaged.len(), 1, "{what}: {before:#?}");
+        put(&mut log, 5..6);
+        drop(log);
+        assert_eq!(segment(&disk, 1)[..bytes.len()], bytes, "{what}");
+        let (_, after, now) = open(&disk, small());
+        seen.push(5);
+        assert_eq!((now, after.damaged), (seen, before.damaged), "{what}");
+    }
+}
+
+#[test]
+fn of_two_segments_that_begin_alike_the_older_one_counts() {
+    let disk = MemDisk::default();
+    write(&disk, "queue/segment-000001.log", &[line(1, 0), line(2, 1)].concat());
+    write(&disk, "queue/segment-000002.log", &line(1, 70));
+    let (_, recovery, seen) = open(&disk, small());
+    assert_eq!(seen, [0, 1]);
+    assert_eq!(recovery.damaged.iter().map(|d| &d.why).collect::<Vec<_>>(), [&Why::ForeignSegment { first: 1 }]);
+}
