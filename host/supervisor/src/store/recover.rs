@@ -18,6 +18,7 @@ use super::{
     disk::{Disk, DiskError, read_whole},
     log::LogError,
     meta::Meta,
+    sealed::unseal,
     segment::{self, Contents, Index, LineEnd, Lines},
 };
 
@@ -32,7 +33,7 @@ const AHEAD_MIN_BYTES: u64 = 8 * 1024 * 1024;
 /// What the reading is ahead of the taking in, at most: batches, and frames in each.
 const AHEAD_BATCHES: usize = 8;
 const AHEAD_FRAMES: usize = 512;
-const DERIVED_MAX_BYTES: u64 = 16 * 1024 * 1024;
+const ACCEPTED_MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 /// What opening found, besides the frames.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -110,8 +111,22 @@ pub(super) struct Accepted {
 
 pub(super) const ACCEPTED: &str = "queue/damaged/accepted.json";
 
-pub(super) fn derived<D: Disk, T: for<'de> Deserialize<'de>>(disk: &D, path: &str) -> Option<T> {
-    serde_json::from_slice(&read_whole(disk, path, DERIVED_MAX_BYTES).ok()?).ok()
+impl Accepted {
+    /// Whether all of these segments were accepted as gone, at once or one after the other.
+    fn has_segments(&self, first: u64, last: u64) -> bool {
+        let mut next = first;
+        for &(from, to) in &self.segments {
+            if from <= next && next <= to {
+                next = to.saturating_add(1);
+            }
+        }
+        next > last
+    }
+
+    /// What was accepted; nothing when the file is not whole, by its own checksum: then all is named again.
+    pub(super) fn load<D: Disk>(disk: &D) -> Self {
+        read_whole(disk, ACCEPTED, ACCEPTED_MAX_BYTES).ok().and_then(|bytes| unseal(&bytes)).unwrap_or_default()
+    }
 }
 
 /// A segment as it was found.
@@ -175,7 +190,7 @@ pub(super) fn replay<D: Disk>(disk: &D, each: &mut dyn FnMut(Frame, u64)) -> Res
         firsts.push(first_sequence(disk, no)?);
     }
     let ours = ascending(&firsts);
-    let accepted = derived(disk, ACCEPTED).unwrap_or_default();
+    let accepted = Accepted::load(disk);
     let mut replay = Replay {
         disk,
         each,
@@ -316,7 +331,7 @@ impl<D: Disk> Replay<'_, D> {
 
     /// Names segments whose files are not there; `beside` is the one that is next to the gap.
     fn missing(&mut self, first: u64, last: u64, beside: u64) {
-        if first > last || self.accepted.segments.contains(&(first, last)) {
+        if first > last || self.accepted.has_segments(first, last) {
             return;
         }
         self.damage(beside, 0, 0, None, Why::Missing { first, last });

@@ -6,8 +6,9 @@ use super::{
     disk::{self, Disk, DiskError, How},
     log::{Log, LogError, LogOptions},
     meta::META,
-    recover::{self, ACCEPTED, Accepted, Damage, Why},
+    recover::{ACCEPTED, Accepted, Damage, Why},
     results::{self, ResultStore},
+    sealed::seal,
     segment,
     verify::{Action, Report, verify},
 };
@@ -43,10 +44,17 @@ pub fn repair<D: Disk>(disk: &D, dry_run: bool) -> Result<Report, LogError> {
         return Ok(report);
     }
     accept(disk, &report.log.damaged)?;
+    let oldest = segment::list(disk)?.first().map(|&(no, _)| no);
     for damage in &report.log.damaged {
         match damage.why {
-            Why::ForeignSegment { .. } => move_away(disk, damage)?,
-            Why::MissingStart | Why::MissingAll => disk.unlink(META)?,
+            Why::ForeignSegment { .. } => {
+                move_away(disk, damage)?;
+                if oldest == Some(damage.segment) {
+                    remove(disk, META)?;
+                }
+            }
+            // Opening writes it again, without the segments that are accepted as gone.
+            Why::MissingStart | Why::MissingAll => remove(disk, META)?,
             _ => blank(disk, &segment::path(damage.segment), damage.offset, damage.bytes)?,
         }
     }
@@ -56,10 +64,7 @@ pub fn repair<D: Disk>(disk: &D, dry_run: bool) -> Result<Report, LogError> {
             0 => blank(disk, &path, damaged.offset, damaged.bytes)?,
             missing_bytes => extend(disk, &path, damaged.offset, missing_bytes)?,
         }
-        match disk.unlink(&results::index_path(damaged.segment)) {
-            Err(error) if !error.is_not_found() => return Err(error.into()),
-            _ => {}
-        }
+        remove(disk, &results::index_path(damaged.segment))?;
     }
     // Cuts the tail, rebuilds indexes, writes the derived files.
     let mut state = State::default();
@@ -84,10 +89,18 @@ fn accept<D: Disk>(disk: &D, damaged: &[Damage]) -> Result<(), DiskError> {
         return Ok(());
     }
     disk::create_folders(disk, FOLDER)?;
-    let mut accepted: Accepted = recover::derived(disk, ACCEPTED).unwrap_or_default();
+    let mut accepted = Accepted::load(disk);
     accepted.lost.extend(lost);
     accepted.segments.extend(segments);
-    disk::replace(disk, ACCEPTED, &serde_json::to_vec(&accepted).unwrap_or_default())
+    disk::replace(disk, ACCEPTED, &seal(&accepted))
+}
+
+/// Removes a file, when it is there.
+fn remove<D: Disk>(disk: &D, path: &str) -> Result<(), DiskError> {
+    match disk.unlink(path) {
+        Err(error) if error.is_not_found() => Ok(()),
+        done => done,
+    }
 }
 
 fn move_away<D: Disk>(disk: &D, damage: &Damage) -> Result<(), DiskError> {

@@ -1,8 +1,10 @@
 //! Verify tells what recovery does, and repair makes it true for good.
 
+use tm_core::record::codec;
+
 use super::{
     disk::{Disk, How, MemDisk, read_whole},
-    log_tests::{open, put, small},
+    log_tests::{frame, open, put, small},
     repair::repair,
     segment,
     verify::{Action, verify},
@@ -79,4 +81,41 @@ fn a_segment_of_another_log_is_moved_away() {
     assert_eq!(repair(&disk, false).unwrap().log.frames, 24);
     let again = verify(&disk).unwrap();
     assert_eq!((again.is_damaged(), again.log.frames), (false, 24));
+}
+
+/// A queue of so many segments, stopped without a clean stop.
+fn segments(count: u64) -> MemDisk {
+    let disk = MemDisk::default();
+    let (mut log, ..) = open(&disk, small());
+    for n in 0.. {
+        if log.segment() == count {
+            break;
+        }
+        put(&mut log, n..n + 1);
+    }
+    disk
+}
+
+/// Makes these segments those of another log.
+fn foreign(disk: &MemDisk, numbers: &[u64]) {
+    let mut bytes = Vec::new();
+    (5000..5003).for_each(|sequence| codec::encode(&frame(sequence), sequence, &mut bytes));
+    for &no in numbers {
+        let file = disk.open(&segment::path(no), How::Replace).unwrap();
+        disk.write_at(&file, 0, &bytes).unwrap();
+    }
+}
+
+#[test]
+fn what_a_repair_has_accepted_is_not_named_again() {
+    for numbers in [&[1][..], &[2, 3], &[1, 2], &[4], &[2, 4]] {
+        let disk = segments(6);
+        foreign(&disk, numbers);
+        let before = verify(&disk).unwrap();
+        assert!(before.is_damaged(), "{numbers:?}");
+        repair(&disk, false).unwrap();
+        let after = verify(&disk).unwrap();
+        assert_eq!((after.log.damaged, after.actions), (vec![], vec![]), "{numbers:?}");
+        assert_eq!(after.log.frames, before.log.frames, "{numbers:?}");
+    }
 }
