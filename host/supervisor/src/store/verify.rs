@@ -10,7 +10,7 @@ use super::{
     disk::{Disk, DiskError},
     dlq::{Dlq, Place},
     log::LogError,
-    meta::{META, Meta, opened},
+    meta::{META, Meta, Opened, opened},
     recover::{self, Found, Recovery},
     results::{self, DamagedResults, ResultStore},
     segment::{self, Index},
@@ -80,8 +80,9 @@ pub fn verify<D: Disk>(disk: &D) -> Result<Report, LogError> {
     let meta = Meta::load(disk)?;
     let mut state = State::default();
     let (log, found) = recover::replay(disk, &mut |frame, segment| state.replay(&frame, segment))?;
-    let mut actions = opening(disk, &log, &found);
-    if !meta.as_ref().is_some_and(|meta| meta.names_the_same(&opened(Some(meta), &found).meta)) {
+    let opened = opened(meta.as_ref(), &found);
+    let mut actions = opening(disk, &log, &found, &opened);
+    if !meta.is_some_and(|meta| meta.names_the_same(&opened.meta)) {
         actions.push(Action::RebuildIndex { file: disk.shown(META) });
     }
     let results = ResultStore::read(disk.clone(), state.secret, &state.results)?;
@@ -102,7 +103,7 @@ pub fn verify<D: Disk>(disk: &D) -> Result<Report, LogError> {
 }
 
 /// What opening does to files.
-fn opening<D: Disk>(disk: &D, log: &Recovery, found: &[Found]) -> Vec<Action> {
+fn opening<D: Disk>(disk: &D, log: &Recovery, found: &[Found], opened: &Opened) -> Vec<Action> {
     let aside = log.damaged.iter().filter(|damage| damage.bytes > 0).map(|damage| {
         let file = damage.file.clone();
         Action::KeepAside { file, offset: damage.offset, bytes: damage.bytes }
@@ -111,14 +112,11 @@ fn opening<D: Disk>(disk: &D, log: &Recovery, found: &[Found]) -> Vec<Action> {
         let (offset, bytes) = found.torn?;
         Some(Action::Cut { file: disk.shown(&segment::path(found.no)), offset, bytes })
     });
-    let closed = &found[..found.len().saturating_sub(1)];
+    let closed = &found[..found.len() - usize::from(opened.resumes)];
+    let closed = closed.iter().filter(|found| !found.index_agrees).map(|found| found.no);
     // That of the active segment is written at a clean stop and may be behind.
-    let active = found.last().filter(|active| Index::is_damaged(disk, active.no));
-    let rebuilt = closed
-        .iter()
-        .filter(|found| !found.index_agrees)
-        .chain(active)
-        .map(|found| Action::RebuildIndex { file: disk.shown(&segment::index_path(found.no)) });
+    let active = Some(opened.meta.active_segment).filter(|&no| Index::is_damaged(disk, no));
+    let rebuilt = closed.chain(active).map(|no| Action::RebuildIndex { file: disk.shown(&segment::index_path(no)) });
     aside.chain(cut).chain(rebuilt).collect()
 }
 

@@ -119,3 +119,16 @@ fn what_a_repair_has_accepted_is_not_named_again() {
         assert_eq!(after.log.frames, before.log.frames, "{numbers:?}");
     }
 }
+
+#[test]
+fn an_index_is_told_of_that_opening_makes_again_because_the_newest_segment_is_gone() {
+    let disk = segments(3);
+    for path in [segment::path(3), segment::index_path(2)] {
+        disk.unlink(&path).unwrap();
+    }
+    let told = verify(&disk).unwrap().actions;
+    let file = segment::index_path(2);
+    assert!(told.contains(&Action::RebuildIndex { file: file.clone() }), "{told:#?}");
+    drop(open(&disk, small()));
+    assert!(disk.open(&file, How::Read).is_ok());
+}
