@@ -20,6 +20,7 @@ use crate::{
         },
         state::{KeyName, Registered, State, result_bytes},
     },
+    record::codec::SEGMENTS_END,
     time::Millis,
     wire::Usage,
 };
@@ -205,7 +206,9 @@ impl State {
                 self.freed_keys.insert(*run, *until);
                 self.forget_key_of(*run);
             }
+            Event::ResultsDropped { segment } if *segment >= SEGMENTS_END => return None,
             Event::ResultsDropped { segment } => self.results.drop_segment(*segment),
+            Event::ResultsKept(mark) if !mark.is_possible() => return None,
             Event::ResultsKept(mark) => {
                 self.results = (**mark).clone();
                 let ended: Vec<RunId> = self.finished.keys().copied().collect();

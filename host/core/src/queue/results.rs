@@ -14,6 +14,7 @@ use crate::{
         run::FinishedRun,
         state::{KeyName, State},
     },
+    record::codec::SEGMENTS_END,
     time::Millis,
 };
 
@@ -35,6 +36,13 @@ impl ResultsMark {
     #[must_use]
     pub fn is_gone(&self, segment: u64) -> bool {
         segment < self.oldest || self.dropped.contains(&segment)
+    }
+
+    /// Whether a queue can come to have such segments.
+    pub(crate) fn is_possible(&self) -> bool {
+        let last = self.dropped.last().copied().unwrap_or(0).max(self.oldest).max(self.segment);
+        // Offsets in a segment are four bytes.
+        last < SEGMENTS_END && self.bytes <= u32::MAX.into()
     }
 
     pub(crate) fn drop_segment(&mut self, segment: u64) {

@@ -15,6 +15,8 @@ pub const MARK: &[u8] = b"{\"c\":\"";
 const HEAD_BYTES: usize = 16;
 /// The format that [`Event::Created`] names.
 pub const FORMAT: u32 = 1;
+/// Numbers of segments are below: at a segment a second, a queue comes so far in thirty thousand years.
+pub const SEGMENTS_END: u64 = 1_000_000_000_000;
 
 #[derive(Serialize)]
 struct LineOut<'a> {

@@ -4,7 +4,7 @@
 //! once the new segment is durable, so that it never names a segment that was not there.
 
 use serde::{Deserialize, Serialize};
-use tm_core::record::codec::FORMAT;
+use tm_core::record::codec::{FORMAT, SEGMENTS_END};
 
 use super::{
     disk::{Disk, read_whole},
@@ -36,7 +36,7 @@ impl Meta {
         let format = value.get("format").and_then(serde_json::Value::as_u64).and_then(|format| format.try_into().ok());
         match format {
             Some(format) if format > FORMAT => Err(LogError::Newer { file: disk.shown(META), format, known: FORMAT }),
-            _ => Ok(serde_json::from_value(value).ok()),
+            _ => Ok(serde_json::from_value(value).ok().filter(|meta: &Self| meta.active_segment < SEGMENTS_END)),
         }
     }
 

@@ -361,3 +361,16 @@ fn of_two_segments_that_begin_alike_the_older_one_counts() {
     assert_eq!(seen, [0, 1]);
     assert_eq!(recovery.damaged.iter().map(|d| &d.why).collect::<Vec<_>>(), [&Why::ForeignSegment { first: 1 }]);
 }
+
+#[test]
+fn a_number_that_no_segment_can_have_is_not_believed() {
+    let disk = queue(&[&line(1, 0)]);
+    write(&disk, "queue/segment-18446744073709551615.log", &line(2, 1));
+    let meta = br#""format":1,"oldest_segment":1,"active_segment":18446744073709551615,"room_bytes":0}"#;
+    let sum = crc32c::crc32c(meta);
+    write(&disk, "queue/queue.meta", &[format!("{{\"c\":\"{sum:08x}\",").as_bytes(), meta, b"\n"].concat());
+    let (mut log, recovery, seen) = open(&disk, small());
+    assert_eq!((log.segment(), seen, recovery.damaged), (1, vec![0], vec![]));
+    put(&mut log, 1..30);
+    assert!(log.segment() > 1);
+}

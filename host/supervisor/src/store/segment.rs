@@ -5,7 +5,7 @@
 
 use memchr::memmem;
 use serde::{Deserialize, Serialize};
-use tm_core::record::codec::{FORMAT, MARK};
+use tm_core::record::codec::{FORMAT, MARK, SEGMENTS_END};
 
 use super::{
     disk::{Disk, DiskError, How, Later, read_whole},
@@ -40,7 +40,7 @@ pub fn number(name: &str) -> Option<u64> {
 fn number_after(prefix: &str, name: &str) -> Option<u64> {
     let digits = name.strip_prefix(prefix)?.strip_suffix(".log")?;
     let no = digits.parse().ok()?;
-    (format!("{no:06}") == digits).then_some(no)
+    (format!("{no:06}") == digits && no < SEGMENTS_END).then_some(no)
 }
 
 /// The segments in the queue folder, oldest first, with their file sizes.

@@ -1,7 +1,7 @@
 //! Compaction: what is kept of the log is enough to rebuild the state.
 
 use super::*;
-use crate::queue::{decide::Sweep, event::Event};
+use crate::queue::{decide::Sweep, event::Event, results::ResultsMark};
 
 /// Sweeps everything up to the segment before the newest, a new segment before each slice; forgets the old ones.
 fn compact(bench: &mut Bench, most: usize, room_bytes: u64) {
@@ -146,4 +146,17 @@ fn a_slice_stays_within_its_room() {
         }
         assert!(line.len() as u64 <= room_bytes, "{} bytes, {room_bytes} allowed", line.len());
     }
+}
+
+#[test]
+fn numbers_that_no_results_segment_can_have_are_not_believed() {
+    let mut state = State::default();
+    let mark = |oldest, segment, bytes| ResultsMark { oldest, segment, bytes, ..ResultsMark::default() };
+    let dropped = ResultsMark { dropped: [u64::MAX].into(), ..mark(1, 2, 0) };
+    let marks = [mark(u64::MAX, 2, 0), mark(1, u64::MAX, 0), mark(1, 2, u64::MAX), dropped];
+    let kept = marks.map(|mark| Event::ResultsKept(Box::new(mark)));
+    for event in kept.into_iter().chain([Event::ResultsDropped { segment: u64::MAX }]) {
+        state.apply(&event, Millis(1));
+    }
+    assert_eq!((state.results, state.totals.orphans), (ResultsMark::default(), 5));
 }

@@ -41,6 +41,8 @@ const SEGMENT_MIN_BYTES: u64 = 4 * 1024;
 const SEGMENTS_MIN: u64 = 8;
 /// Closed segments whose indexes stay in memory, until they are surely on the disk.
 const WHOLE_INDEXES: usize = 2;
+/// Segments without their files, or that end too early, that are named at once: a repair names the next ones.
+const MISSING_MAX: usize = 4096;
 /// Bytes that wait for a sync before one is begun beside the loop.
 const UNSYNCED_BYTES: u64 = 8 * 1024 * 1024;
 
@@ -426,14 +428,12 @@ pub(super) fn damaged<D: Disk>(
         damaged.push(DamagedResults { file: disk.shown(&path(no)), offset, bytes, missing_bytes, segment: no });
     };
     let found: BTreeMap<u64, u64> = list(disk)?.into_iter().collect();
-    for no in (mark.oldest.max(1)..=mark.segment).filter(|no| !mark.is_gone(*no)) {
+    let missing = (mark.oldest.max(1)..=mark.segment).filter(|no| !mark.is_gone(*no)).filter_map(|no| {
         let kept_bytes = if no == mark.segment { mark.bytes } else { 1 };
-        match found.get(&no) {
-            None if kept_bytes > 0 => name(no, 0, 0, kept_bytes),
-            Some(bytes) if *bytes < kept_bytes => name(no, *bytes, 0, kept_bytes - bytes),
-            None | Some(_) => {}
-        }
-    }
+        let bytes = found.get(&no).copied().unwrap_or(0);
+        (bytes < kept_bytes).then(|| (no, bytes, kept_bytes - bytes))
+    });
+    missing.take(MISSING_MAX).for_each(|(no, bytes, missing_bytes)| name(no, bytes, 0, missing_bytes));
     for no in found.keys().copied().filter(|no| *no <= mark.segment && !mark.is_gone(*no)) {
         Entries::scan(disk, &path(no), secret, &mut |offset, bytes| {
             if no < mark.segment || offset < mark.bytes {
