@@ -4,6 +4,7 @@ mod arguments;
 mod configuration;
 mod flows;
 mod home;
+mod newer;
 mod no_queue;
 mod refusals;
 mod stop;

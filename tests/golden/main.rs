@@ -4,13 +4,13 @@
 //! new number, keep the old folder, and add a new one with `GOLDEN_WRITE=1 cargo test -p tm-supervisor --test golden`.
 
 mod events;
+mod newer;
 
 use std::{fs, ops::ControlFlow, path::PathBuf};
 
 use tm_core::{
     id::RunId,
     queue::{
-        event::{Event, Frame},
         results::{Results, ResultsMark},
         run::FinishedRun,
     },
@@ -18,7 +18,7 @@ use tm_core::{
 };
 use tm_supervisor::store::{
     disk::{Disk, How, MemDisk},
-    log::{Fsync, Log, LogError, LogOptions},
+    log::{Fsync, Log, LogOptions},
     recover,
     results::{ResultLine, ResultStore},
 };
@@ -150,24 +150,4 @@ fn every_kind_of_event_is_in_the_golden_files() {
     recover::read(&disk_with(&committed()), &mut |frame, _| kinds.extend(frame.events.iter().map(events::kind)))
         .expect("format 1 opens");
     assert_eq!(kinds.into_iter().collect::<Vec<_>>(), (0..events::KINDS).collect::<Vec<_>>());
-}
-
-#[test]
-fn a_newer_format_is_refused_by_name_and_left_as_it_is() {
-    let created = Frame { at: events::AT, events: vec![Event::Created { secret: [0; 16], format: 2 }] };
-    let mut plain = Vec::new();
-    codec::encode(&created, 1, &mut plain);
-    // A later version may also say it in words that this one cannot read.
-    let body = br#""s":1,"t":5,"e":[{"Created":{"format":3,"key":"new"}}]}"#;
-    let mut strange = format!("{{\"c\":\"{:08x}\",", crc32c::crc32c(body)).into_bytes();
-    strange.extend_from_slice(body);
-    strange.push(b'\n');
-    for (line, format) in [(plain, 2), (strange, 3)] {
-        let files = vec![("segment-000001.log".to_owned(), line)];
-        let disk = disk_with(&files);
-        let error = Log::open(disk.clone(), OPTIONS, &mut |_, _| {}).err().expect("refused");
-        assert!(matches!(&error, LogError::Newer { format: named, known: 1, .. } if *named == format), "{error}");
-        assert!(error.to_string().contains("segment-000001.log"), "{error}");
-        assert_eq!(queue_files(&disk), files);
-    }
 }

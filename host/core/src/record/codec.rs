@@ -3,8 +3,9 @@
 //! `c` is CRC-32C, 8 lower-case hex digits, over everything after its own field (from `"s"`) up to the newline. `s` has
 //! no gaps over all segments. JSON escapes newlines in strings, so a line never holds one inside.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{borrow::ToOwned, string::String, vec::Vec};
 use serde::{Deserialize, Serialize, de::IgnoredAny};
+use serde_json::value::RawValue;
 
 use crate::queue::event::{Event, Frame};
 use crate::time::Millis;
@@ -59,6 +60,32 @@ pub enum BadLine {
     Checksum,
     #[error("checksum matches, but the content is not a frame: {0}")]
     Content(String),
+    /// Whole, and with the form of a frame: no damage, but of a program that writes what this one cannot read. `format`
+    /// is the number that an [`Event::Created`] in it names.
+    #[error("a whole record that this program cannot read: {why}")]
+    Unknown { why: String, format: Option<u64> },
+}
+
+/// What a record of every format has, so that an older program can tell it from damage.
+#[derive(Deserialize)]
+struct Form<'l> {
+    #[serde(rename = "s")]
+    _sequence: u64,
+    #[serde(rename = "t")]
+    _at: u64,
+    #[serde(borrow)]
+    e: Vec<&'l RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Begins {
+    #[serde(rename = "Created")]
+    created: Format,
+}
+
+#[derive(Deserialize)]
+struct Format {
+    format: u64,
 }
 
 /// Reads one line (without its newline).
@@ -75,8 +102,22 @@ pub fn decode(line: &[u8]) -> Result<(u64, Frame), BadLine> {
     if !lower || stated != Some(crc32c::crc32c(&line[HEAD_BYTES..])) {
         return Err(BadLine::Checksum);
     }
-    let parsed: LineIn = serde_json::from_slice(line).map_err(|e| BadLine::Content(alloc::format!("{e}")))?;
+    let parsed: LineIn = serde_json::from_slice(line).map_err(|error| unreadable(line, &error))?;
     Ok((parsed.s, Frame { at: parsed.t, events: parsed.e }))
+}
+
+/// What serde did not know, without the list of all that it knows.
+#[must_use]
+pub fn without_choices(error: &serde_json::Error) -> String {
+    let text = alloc::format!("{error}");
+    text.split(", expected one of").next().unwrap_or_default().to_owned()
+}
+
+fn unreadable(line: &[u8], error: &serde_json::Error) -> BadLine {
+    let why = without_choices(error);
+    let Ok(form) = serde_json::from_slice::<Form<'_>>(line) else { return BadLine::Content(why) };
+    let named = |event: &&RawValue| Some(serde_json::from_str::<Begins>(event.get()).ok()?.created.format);
+    BadLine::Unknown { why, format: form.e.iter().filter_map(named).max() }
 }
 
 #[cfg(test)]
@@ -101,6 +142,32 @@ mod tests {
         assert_eq!((sequence, frame.at, frame.events.len()), (41, Millis(7), 1));
         assert!(line.starts_with(b"{\"c\":\""));
         assert!(core::str::from_utf8(&line).unwrap().contains(r#","s":41,"t":7,"e":[{"Filed":"#));
+    }
+
+    fn sealed(rest: &str) -> Vec<u8> {
+        alloc::format!("{{\"c\":\"{:08x}\",{rest}", crc32c::crc32c(rest.as_bytes())).into_bytes()
+    }
+
+    #[test]
+    fn a_whole_record_that_cannot_be_read_is_told_apart_from_damage() {
+        let unknown = |rest: &str| match decode(&sealed(rest)) {
+            Err(BadLine::Unknown { why, format }) => (why, format),
+            other => panic!("{rest}: {other:?}"),
+        };
+        let (why, format) = unknown(r#""s":4,"t":5,"e":[{"Paused":{"run":"x"}}]}"#);
+        assert_eq!((why.as_str(), format), ("unknown variant `Paused`", None));
+        assert_eq!(unknown(r#""s":1,"t":5,"e":[{"Created":{"format":3,"key":"new"}}]}"#).1, Some(3));
+        assert_eq!(unknown(r#""s":1,"t":5,"e":[{"Filed":{}}],"x":[]}"#).1, None);
+        for damage in [r#""s":4,"e":[]}"#, r#""s":4,"t":5,"e":{}}"#, r#""s":4,"t":5,"e":[{"Paused":{}}]}}"#] {
+            assert!(matches!(decode(&sealed(damage)), Err(BadLine::Content(_))), "{damage}");
+        }
+    }
+
+    #[test]
+    fn what_a_known_event_has_more_is_passed_over() {
+        let (sequence, frame) =
+            decode(&sealed(r#""s":4,"t":5,"e":[{"Filed":{"entry":"e","by":"x"}}],"z":1}"#)).unwrap();
+        assert_eq!((sequence, frame.events.len()), (4, 1));
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::{
     evaluate::MiniJinja,
     store::{
         blobs::BlobStore,
-        disk::RealDisk,
+        disk::{RealDisk, Roots},
         lock::{Locks, Role},
         recover::{self, Damage, Recovery},
         results::ResultStore,
@@ -66,6 +66,7 @@ impl Local {
     /// # Errors
     /// When another process writes to it for longer than 10 s, or it cannot be opened.
     pub fn open(options: &Options) -> Result<Self, RunError> {
+        refuse_newer_program(&options.roots)?;
         let disk = RealDisk::create(&options.roots)?;
         let locks = Locks::acquire(&options.roots, Role::Passing, LOCK_PATIENCE)?;
         let (sender, inbox) = mpsc::channel();
@@ -237,6 +238,14 @@ pub fn preview(
         Effect::Reply { reply, .. } => Some(reply),
         _ => None,
     }))
+}
+
+/// Before a folder is made or a lock names this process.
+pub(super) fn refuse_newer_program(roots: &Roots) -> Result<(), RunError> {
+    if roots.hold_a_queue() {
+        recover::refuse_newer_program(&RealDisk::existing(roots)?)?;
+    }
+    Ok(())
 }
 
 /// What the log says, the results that left it, and the queue's time now.

@@ -68,10 +68,11 @@ impl<D: Disk> Session<D> {
         let settings = &options.settings;
         let blobs = StoredBlobs::new(BlobStore::new(disk.clone())?);
         let artifacts = Artifacts::new(disk.clone())?;
-        let letters = Dlq::open(disk.clone())?;
         let rules =
             Rules { policy: settings.policy(), evaluate: Box::new(MiniJinja::new()), blobs: Box::new(blobs.clone()) };
         let (turn, recovery) = Turn::open(disk.clone(), log_options(settings), rules, new_secret()?, now)?;
+        // Finishes moves of files: only when the log could be read.
+        let letters = Dlq::open(disk.clone())?;
         if let Err(error) = letters.catch_up(turn.ended(now)) {
             tracing::warn!(%error, "files of requeued or purged dead letters could not be archived");
         }

@@ -15,6 +15,7 @@ use tm_core::{
 
 use super::{
     Happening, Options, RunError,
+    local::refuse_newer_program,
     open::{Life, memory_max_bytes},
     private::Private,
     register::flow_files,
@@ -80,6 +81,9 @@ pub enum Ended {
 pub fn supervise(options: &Options, ready: &mut dyn FnMut(&Ready)) -> Result<Ended, RunError> {
     options.settings.check()?;
     pid_file::check(&options.pid_file)?;
+    if options.settings.queue.backend == Backend::File {
+        refuse_newer_program(&options.roots)?;
+    }
     let disk = RealDisk::create(&options.roots)?;
     let _locks = Locks::acquire(&options.roots, Role::Supervisor, LOCK_PATIENCE)?;
     let pid_file = pid_file::write(&options.pid_file)?;

@@ -52,8 +52,11 @@ impl Default for LogOptions {
 pub enum LogError {
     #[error(transparent)]
     Disk(#[from] DiskError),
-    #[error("{file} is of log format {format}, this program knows up to {known}: use a newer tm")]
-    Newer { file: String, format: u32, known: u32 },
+    #[error("{file} is of format {format}, this program knows up to {known}")]
+    Newer { file: String, format: u64, known: u32 },
+    /// Not damage: its checksum and its form are right.
+    #[error("{file} has a record at byte {offset} that is whole, and that this program cannot read: {why}")]
+    Unknown { file: String, offset: u64, why: String },
     /// An earlier failure; open the log again.
     #[error(
         "the log of {queue} is closed because a write failed: start again, so that recovery can tell what is on the disk"
@@ -113,6 +116,14 @@ struct Active<D: Disk> {
     contents: Contents,
 }
 
+impl LogError {
+    /// Whether the disk had no room: nothing was written.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Disk(error) if error.is_full())
+    }
+}
+
 impl<D: Disk> Log<D> {
     /// Opens the log for its one writer, who holds the lock.
     ///
@@ -120,7 +131,7 @@ impl<D: Disk> Log<D> {
     /// `queue/damaged/`, rebuilds indexes that do not agree. What is replayed is durable when this returns.
     ///
     /// # Errors
-    /// When the disk fails or the log is of a newer format ([`LogError::Newer`]).
+    /// When the disk fails or the log is of a newer program ([`LogError::Newer`], [`LogError::Unknown`]).
     pub fn open(disk: D, options: LogOptions, each: &mut dyn FnMut(Frame, u64)) -> Result<(Self, Recovery), LogError> {
         let mut meta = Meta::load(&disk)?;
         let (recovery, mut found) = recover::replay_ahead(&disk, each)?;

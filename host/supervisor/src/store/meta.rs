@@ -33,9 +33,10 @@ impl Meta {
     pub(super) fn load<D: Disk>(disk: &D) -> Result<Option<Self>, LogError> {
         let Ok(bytes) = read_whole(disk, META, META_MAX_BYTES) else { return Ok(None) };
         let Some(value) = unseal::<serde_json::Value>(&bytes) else { return Ok(None) };
-        let format = value.get("format").and_then(serde_json::Value::as_u64).and_then(|format| format.try_into().ok());
-        match format {
-            Some(format) if format > FORMAT => Err(LogError::Newer { file: disk.shown(META), format, known: FORMAT }),
+        match value.get("format").and_then(serde_json::Value::as_u64) {
+            Some(format) if format > u64::from(FORMAT) => {
+                Err(LogError::Newer { file: disk.shown(META), format, known: FORMAT })
+            }
             _ => Ok(serde_json::from_value(value).ok().filter(|meta: &Self| meta.active_segment < SEGMENTS_END)),
         }
     }

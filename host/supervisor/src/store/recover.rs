@@ -15,7 +15,7 @@ use tm_core::{
 };
 
 use super::{
-    disk::{Disk, DiskError, read_whole},
+    disk::{Disk, read_whole},
     log::LogError,
     meta::Meta,
     sealed::unseal,
@@ -146,7 +146,7 @@ pub(super) struct Found {
 /// Replays the log and changes nothing: for `stats` of a queue that nobody owns, and for `verify`.
 ///
 /// # Errors
-/// When the queue folder cannot be read, or its format is a newer one.
+/// When the queue folder cannot be read, or it is of a newer program.
 pub fn read<D: Disk>(disk: &D, each: &mut dyn FnMut(Frame, u64)) -> Result<Recovery, LogError> {
     replay_ahead(disk, each).map(|(recovery, _)| recovery)
 }
@@ -253,14 +253,34 @@ pub(super) fn replay<D: Disk>(disk: &D, each: &mut dyn FnMut(Frame, u64)) -> Res
     Ok((replay.recovery, found))
 }
 
+/// Refuses the queue of a newer program by what its files begin with, before anything is done to them. A record in the
+/// middle of a segment refuses it when the log is read.
+///
+/// # Errors
+/// [`LogError::Newer`], [`LogError::Unknown`]. What cannot be read is told by who opens it.
+pub fn refuse_newer_program<D: Disk>(disk: &D) -> Result<(), LogError> {
+    let looked = Meta::load(disk).and_then(|_| {
+        let segments = segment::list(disk)?;
+        segments.iter().try_for_each(|&(no, _)| first_sequence(disk, no).map(drop))
+    });
+    match looked {
+        Err(LogError::Disk(_)) => Ok(()),
+        other => other,
+    }
+}
+
 /// The sequence of the first good record of a segment.
-fn first_sequence<D: Disk>(disk: &D, no: u64) -> Result<Option<u64>, DiskError> {
+fn first_sequence<D: Disk>(disk: &D, no: u64) -> Result<Option<u64>, LogError> {
     let mut lines = Lines::open(disk, &segment::path(no))?;
     while let Some(line) = lines.next()? {
-        if let Ok((sequence, _)) = codec::decode(line.bytes)
-            && sequence < SEQUENCE_MAX
-        {
-            return Ok(Some(sequence));
+        let offset = line.offset;
+        match codec::decode(line.bytes) {
+            Ok((sequence, frame)) if sequence < SEQUENCE_MAX => {
+                refuse_newer(disk, no, &frame)?;
+                return Ok(Some(sequence));
+            }
+            Ok(_) => {}
+            Err(why) => refuse_unknown(disk, no, offset, &why)?,
         }
     }
     Ok(None)
@@ -353,7 +373,7 @@ impl<D: Disk> Replay<'_, D> {
                 LineEnd::Newline | LineEnd::File => match codec::decode(line.bytes) {
                     Ok((sequence, frame)) => Ok((0, sequence, frame)),
                     Err(why) => {
-                        self.refuse_newer(no, line.bytes, &why)?;
+                        refuse_unknown(self.disk, no, offset, &why)?;
                         self.within(line.bytes).ok_or(Why::Line(why))
                     }
                 },
@@ -365,7 +385,7 @@ impl<D: Disk> Replay<'_, D> {
                     if place > 0 {
                         self.extend_bad(offset, offset + place, crc, Why::Line(BadLine::Checksum));
                     }
-                    self.refuse_newer_frame(no, &frame)?;
+                    refuse_newer(self.disk, no, &frame)?;
                     self.good(no, Good { sequence, frame, offset: offset + place, end: after, crc });
                 }
                 Err(why) => self.extend_bad(offset, after, crc, why),
@@ -490,32 +510,29 @@ impl<D: Disk> Replay<'_, D> {
         }
         None
     }
+}
 
-    fn refuse_newer_frame(&self, no: u64, frame: &Frame) -> Result<(), LogError> {
-        let newer = frame.events.iter().find_map(|event| match event {
-            Event::Created { format, .. } if *format > FORMAT => Some(*format),
-            _ => None,
-        });
-        newer.map_or(Ok(()), |format| Err(self.newer(no, format)))
-    }
+fn refuse_newer<D: Disk>(disk: &D, no: u64, frame: &Frame) -> Result<(), LogError> {
+    let newer = frame.events.iter().find_map(|event| match event {
+        Event::Created { format, .. } if *format > FORMAT => Some(*format),
+        _ => None,
+    });
+    newer.map_or(Ok(()), |format| Err(newer_format(disk, no, format.into())))
+}
 
-    /// A record with the right checksum that this version cannot read may say itself that it is of a newer format.
-    fn refuse_newer(&self, no: u64, line: &[u8], why: &BadLine) -> Result<(), LogError> {
-        if !matches!(why, BadLine::Content(_)) {
-            return Ok(());
+/// Refuses a whole record that cannot be read: leaving it out would be reading half of what was written.
+fn refuse_unknown<D: Disk>(disk: &D, no: u64, offset: u64, why: &BadLine) -> Result<(), LogError> {
+    match why {
+        BadLine::Unknown { format: Some(format), .. } if *format > u64::from(FORMAT) => {
+            Err(newer_format(disk, no, *format))
         }
-        let format = serde_json::from_slice::<serde_json::Value>(line).ok().and_then(|line| {
-            let formats =
-                line.get("e")?.as_array()?.iter().filter_map(|event| event.get("Created")?.get("format")?.as_u64());
-            formats.max()
-        });
-        match format.and_then(|format| u32::try_from(format).ok()) {
-            Some(format) if format > FORMAT => Err(self.newer(no, format)),
-            _ => Ok(()),
+        BadLine::Unknown { why, .. } => {
+            Err(LogError::Unknown { file: disk.shown(&segment::path(no)), offset, why: why.clone() })
         }
+        _ => Ok(()),
     }
+}
 
-    fn newer(&self, no: u64, format: u32) -> LogError {
-        LogError::Newer { file: self.disk.shown(&segment::path(no)), format, known: FORMAT }
-    }
+fn newer_format<D: Disk>(disk: &D, no: u64, format: u64) -> LogError {
+    LogError::Newer { file: disk.shown(&segment::path(no)), format, known: FORMAT }
 }

@@ -18,6 +18,8 @@ pub const LINE_MAX_BYTES: usize = 64 * 1024 * 1024;
 /// fifth slower than this at 256 frames a commit, without a shorter tail that could be measured.
 pub(super) const ROOM_STEP_BYTES: u64 = 1024 * 1024;
 const CHUNK_BYTES: usize = 1024 * 1024;
+/// The first read of a segment: often only its first record is wanted.
+const FIRST_CHUNK_BYTES: usize = 64 * 1024;
 const INDEX_MAX_BYTES: u64 = 1024 * 1024 * 1024;
 
 #[must_use]
@@ -153,7 +155,8 @@ impl<'d, D: Disk> Lines<'d, D> {
         self.start = 0;
         let held = self.buffer.len();
         let from = self.offset + held as u64;
-        let left = usize::try_from(self.size.saturating_sub(from)).map_or(CHUNK_BYTES, |left| left.min(CHUNK_BYTES));
+        let chunk = if from == 0 { FIRST_CHUNK_BYTES } else { CHUNK_BYTES };
+        let left = usize::try_from(self.size.saturating_sub(from)).map_or(chunk, |left| left.min(chunk));
         self.buffer.resize(held + left, 0);
         let got = self.disk.read_at(&self.file, from, &mut self.buffer[held..])?;
         self.buffer.truncate(held + got);

@@ -66,7 +66,9 @@ impl From<LogError> for Failure {
     fn from(error: LogError) -> Self {
         match error {
             LogError::Disk(error) => error.into(),
-            LogError::Newer { .. } => Self::invalid(error.to_string()),
+            LogError::Newer { .. } | LogError::Unknown { .. } => {
+                Self::invalid(error.to_string()).hint("use the tm that wrote it, or a newer one; nothing was changed")
+            }
             LogError::Poisoned { .. } => Self::failed(error.to_string()),
             LogError::TooLong { .. } => Self::new(ErrorKind::Internal, error.to_string()),
         }

@@ -9,7 +9,7 @@ use tm_supervisor::store::{
     blobs::BlobError,
     disk::RealDisk,
     lock::{Lock, Locks, Role},
-    recover::Damage,
+    recover::{self, Damage},
     repair,
     results::DamagedResults,
     verify::{self, Action, Report},
@@ -46,6 +46,9 @@ pub(crate) fn repair(args: &RepairArgs) -> Outcome {
         print(&report, "would ", args.json.json)?;
         return Ok(if report.is_damaged() { End::Damaged } else { End::Done });
     }
+    recover::refuse_newer_program(&disk)?;
+    // A folder that is gone is made, as opening does.
+    let disk = RealDisk::create(&args.folders.roots())?;
     let locks = Locks::acquire(&args.folders.roots(), Role::Repair, PATIENCE)?;
     let report = repair::repair(&disk, false)?;
     drop(locks);
