@@ -17,6 +17,10 @@ fn line(sequence: u64, event: Event) -> Vec<u8> {
     line
 }
 
+fn sealed(rest: &str) -> Vec<u8> {
+    format!("{{\"c\":\"{:08x}\",{rest}\n", crc32c::crc32c(rest.as_bytes())).into_bytes()
+}
+
 fn created(sequence: u64, format: u32) -> Vec<u8> {
     line(sequence, Event::Created { secret: [7; 16], format })
 }
@@ -71,16 +75,32 @@ const COMMANDS: &[&[&str]] = &[
 
 #[test]
 fn every_command_refuses_a_queue_of_a_newer_format_and_changes_nothing() {
+    let results = |name: &str, rest: &str| {
+        let home = queue_of(&[created(1, 1), filed(2)], &[filed(3)]);
+        home.write(&format!("data/queue/{name}"), sealed(rest));
+        home
+    };
+    let newer = |file: &str| format!("{file} is of format 2, this program knows up to 1");
     let cases = [
-        ("segment-000001.log", queue_of(&[created(1, 2)], &[])),
-        ("segment-000002.log", queue_of(&[created(1, 1), filed(2)], &[created(3, 2), filed(4)])),
+        (newer("segment-000001.log"), queue_of(&[created(1, 2)], &[])),
+        (newer("segment-000002.log"), queue_of(&[created(1, 1), filed(2)], &[created(3, 2), filed(4)])),
+        (
+            "results-000001.log has a record at byte 0 that is whole, and that this program cannot read: missing field `id`"
+                .to_owned(),
+            results("results-000001.log", r#""tenant":"default","flow":"hello","run":{"number":7}}"#),
+        ),
+        (newer("results-000002.idx"), {
+            let home = results("results-000002.idx", r#""format":2,"pages":"none"}"#);
+            home.write("data/queue/results-000002.log", "");
+            home
+        }),
     ];
-    for (file, home) in cases {
+    for (said, home) in cases {
         let before = snapshot_of(&home);
         for command in COMMANDS {
             let ran = home.tm(command);
             let expected = format!(
-                "error: data/queue/{file} is of format 2, this program knows up to 1\n\
+                "error: data/queue/{said}\n\
                  hint: use the tm that wrote it, or a newer one; nothing was changed\n"
             );
             assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (Some(3), "", &*expected), "{command:?}");
@@ -107,8 +127,7 @@ fn a_newer_record_in_the_middle_of_a_segment_is_refused_too() {
 #[test]
 fn a_whole_record_that_is_not_known_is_refused_by_file_and_byte() {
     let rest = r#""s":2,"t":1800000000000,"e":[{"Paused":{}}]}"#;
-    let paused = format!("{{\"c\":\"{:08x}\",{rest}\n", crc32c::crc32c(rest.as_bytes())).into_bytes();
-    let home = queue_of(&[created(1, 1), paused], &[]);
+    let home = queue_of(&[created(1, 1), sealed(rest)], &[]);
     snapshot!(home.tm(&["queue", "stats"]), @"
     stderr:
     error: data/queue/segment-000001.log has a record at byte 115 that is whole, and that this program cannot read: unknown variant `Paused`

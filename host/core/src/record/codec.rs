@@ -106,11 +106,12 @@ pub fn decode(line: &[u8]) -> Result<(u64, Frame), BadLine> {
     Ok((parsed.s, Frame { at: parsed.t, events: parsed.e }))
 }
 
-/// What serde did not know, without the list of all that it knows.
+/// What serde cannot read, without the list of all that it can and without the place.
 #[must_use]
 pub fn without_choices(error: &serde_json::Error) -> String {
     let text = alloc::format!("{error}");
-    text.split(", expected one of").next().unwrap_or_default().to_owned()
+    let end = [", expected one of", " at line "].iter().filter_map(|rest| text.find(rest)).min();
+    text.get(..end.unwrap_or(text.len())).unwrap_or_default().to_owned()
 }
 
 fn unreadable(line: &[u8], error: &serde_json::Error) -> BadLine {

@@ -18,6 +18,7 @@ use super::{
     disk::{Disk, read_whole},
     log::LogError,
     meta::Meta,
+    results,
     sealed::unseal,
     segment::{self, Contents, Index, LineEnd, Lines},
 };
@@ -261,7 +262,8 @@ pub(super) fn replay<D: Disk>(disk: &D, each: &mut dyn FnMut(Frame, u64)) -> Res
 pub fn refuse_newer_program<D: Disk>(disk: &D) -> Result<(), LogError> {
     let looked = Meta::load(disk).and_then(|_| {
         let segments = segment::list(disk)?;
-        segments.iter().try_for_each(|&(no, _)| first_sequence(disk, no).map(drop))
+        segments.iter().try_for_each(|&(no, _)| first_sequence(disk, no).map(drop))?;
+        results::refuse_newer(disk)
     });
     match looked {
         Err(LogError::Disk(_)) => Ok(()),

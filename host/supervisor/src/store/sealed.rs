@@ -29,13 +29,18 @@ pub(super) fn seal_into<T: Serialize>(value: &T, out: &mut Vec<u8>) {
 
 /// The value, when every byte is as it was written.
 pub(super) fn unseal<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    serde_json::from_slice(&object(bytes)?).ok()
+}
+
+/// The JSON object, when every byte is as it was written.
+pub(super) fn object(bytes: &[u8]) -> Option<Vec<u8>> {
     let rest = bytes.strip_prefix(MARK)?;
     let (stated, rest) = rest.split_at_checked(8)?;
     let body = rest.strip_prefix(b"\",")?.strip_suffix(b"\n")?;
     if stated != format!("{:08x}", crc32c::crc32c(body)).as_bytes() {
         return None;
     }
-    serde_json::from_slice(&[b"{", body].concat()).ok()
+    Some([b"{", body].concat())
 }
 
 #[cfg(test)]

@@ -116,7 +116,7 @@ impl<D: Disk> Turn<D> {
                     tracing::warn!(%error, "results stay in memory until there is room");
                 }
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
         Ok(!self.results_wait)
     }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use memchr::memmem;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tm_core::{
     id::{Digest, RunId},
     json::Payload,
@@ -23,10 +23,12 @@ use tm_core::{
 
 use super::{
     super::{
-        disk::{Disk, DiskError, How},
+        disk::{Disk, How},
+        log::LogError,
         sealed::{seal, unseal},
         segment::Lines,
     },
+    parse,
     record::{Record, ResultLine},
 };
 
@@ -37,7 +39,7 @@ const KEY_BYTES: usize = 12;
 const RUNS_PER_PAGE: usize = (PAGE_BYTES - SUM_BYTES) / RUN_BYTES;
 const KEYS_PER_PAGE: usize = (PAGE_BYTES - SUM_BYTES) / KEY_BYTES;
 const HEADER_MAX_BYTES: usize = 4096;
-const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 1;
 /// Places in one damaged line that are tried as the beginning of a record.
 const PLACES_MAX: usize = 64;
 /// Bits of the filter for each key, and how many of them a key sets: one in a hundred foreign keys passes.
@@ -108,21 +110,24 @@ impl Entries {
     /// Gathers a segment's records; calls `bad` with the place and length of every line that is not one.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When it cannot be read, or holds a record of a newer program.
     pub(super) fn scan<D: Disk>(
         disk: &D,
         path: &str,
         secret: &[u8; 16],
         bad: &mut dyn FnMut(u64, u64),
-    ) -> Result<Self, DiskError> {
+    ) -> Result<Self, LogError> {
         let mut entries = Self::default();
         let mut lines = Lines::open(disk, path)?;
         while let Some(line) = lines.next()? {
             let (offset, end) = (line.offset, line.offset + line.bytes.len() as u64 + 1);
-            // A damaged newline makes one line of two: the second one is whole.
-            let found = memmem::find_iter(line.bytes, MARK)
-                .take(PLACES_MAX)
-                .find_map(|place| Some((place as u64, Record::parse(&[&line.bytes[place..], b"\n"].concat())?)));
+            let found = match parse(disk, path, offset, line.bytes)? {
+                Some(record) => Some((0, record)),
+                // A damaged newline makes one line of two: the second one is whole.
+                None => memmem::find_iter(line.bytes, MARK).take(PLACES_MAX).find_map(|place| {
+                    Some((place as u64, Record::parse(&[&line.bytes[place..], b"\n"].concat()).ok()?))
+                }),
+            };
             let (bad_bytes, record) =
                 found.map_or((line.bytes.len() as u64, None), |(place, record)| (place, Some(record)));
             if bad_bytes > 0 {
@@ -197,6 +202,24 @@ fn probes(hash: u64, bits: u64) -> impl Iterator<Item = u64> {
     (0..FILTER_PROBES).map(move |probe| left.wrapping_add(probe.wrapping_mul(right)) % bits)
 }
 
+/// The format that an index says it has, when its header is whole.
+pub(super) fn format<D: Disk>(disk: &D, path: &str) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u64,
+    }
+    let file = disk.open(path, How::Read).ok()?;
+    Some(header::<D, Format>(disk, &file).ok()?.0.format)
+}
+
+/// The line that an index begins with, and how long it is.
+fn header<D: Disk, T: DeserializeOwned>(disk: &D, file: &D::File) -> Result<(T, u64), BadIndex> {
+    let mut head = vec![0; HEADER_MAX_BYTES];
+    let got = disk.read_at(file, 0, &mut head).map_err(|_| BadIndex)?;
+    let end = memchr::memchr(b'\n', &head[..got]).ok_or(BadIndex)? + 1;
+    Ok((unseal(&head[..end]).ok_or(BadIndex)?, end as u64))
+}
+
 impl Index {
     /// Reads header and filter; nothing else is read before it is asked for.
     pub(super) fn load<D: Disk>(
@@ -207,10 +230,7 @@ impl Index {
         secret: &[u8; 16],
     ) -> Result<Self, BadIndex> {
         let file = disk.open(path, How::Read).map_err(|_| BadIndex)?;
-        let mut head = vec![0; HEADER_MAX_BYTES];
-        let got = disk.read_at(&file, 0, &mut head).map_err(|_| BadIndex)?;
-        let end = memchr::memchr(b'\n', &head[..got]).ok_or(BadIndex)? + 1;
-        let header: Header = unseal(&head[..end]).ok_or(BadIndex)?;
+        let (header, header_bytes): (Header, u64) = header(disk, &file)?;
         let agrees = header.format == FORMAT
             && header.segment == segment
             && header.covered_bytes == bytes
@@ -219,13 +239,13 @@ impl Index {
         if !agrees || header.filter_words > bytes {
             return Err(BadIndex);
         }
-        let filter = read(disk, &file, end as u64, usize::try_from(header.filter_words * 8).map_err(|_| BadIndex)?)?;
+        let filter = read(disk, &file, header_bytes, usize::try_from(header.filter_words * 8).map_err(|_| BadIndex)?)?;
         if crc32c::crc32c(&filter) != header.filter_crc32c {
             return Err(BadIndex);
         }
         let filter =
             filter.chunks_exact(8).filter_map(|word| Some(u64::from_be_bytes(word.try_into().ok()?))).collect();
-        Ok(Self { header, filter, header_bytes: end as u64, whole: None })
+        Ok(Self { header, filter, header_bytes, whole: None })
     }
 
     pub(super) fn whole(&self) -> Option<&Arc<[u8]>> {

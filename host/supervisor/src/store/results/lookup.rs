@@ -66,7 +66,7 @@ impl<D: Disk> ResultStore<D> {
 
     fn record(&self, no: u64, offset: u32) -> Option<Record> {
         let file = self.disk.open(&path(no), How::Read).ok()?;
-        Record::parse(&line_at(&self.disk, &file, offset.into()).ok()?)
+        Record::parse(&line_at(&self.disk, &file, offset.into()).ok()?).ok()
     }
 
     fn damaged(&self, no: u64, offset: u32) -> DamagedResult {

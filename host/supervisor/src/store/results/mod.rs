@@ -27,10 +27,11 @@ pub use record::ResultLine;
 
 use self::{
     index::{Entries, Index},
-    record::Record,
+    record::{BadRecord, Record},
 };
 use super::{
     disk::{Beside, Disk, DiskError, How, Later, sync_all},
+    log::LogError,
     segment::{self, Lines},
 };
 
@@ -59,6 +60,33 @@ pub fn index_path(no: u64) -> String {
 /// The results segments in the queue folder, oldest first, with their sizes.
 pub(super) fn list<D: Disk>(disk: &D) -> Result<Vec<(u64, u64)>, DiskError> {
     segment::list_after(disk, "results-")
+}
+
+/// Refuses the results of a newer program by what their files begin with; a record in the middle of a segment refuses
+/// them when it is read.
+///
+/// # Errors
+/// [`LogError::Newer`], [`LogError::Unknown`], and when they cannot be read.
+pub(super) fn refuse_newer<D: Disk>(disk: &D) -> Result<(), LogError> {
+    for (no, _) in list(disk)? {
+        let known = index::FORMAT;
+        if let Some(format) = index::format(disk, &index_path(no)).filter(|format| *format > known.into()) {
+            return Err(LogError::Newer { file: disk.shown(&index_path(no)), format, known });
+        }
+        if let Some(line) = Lines::open(disk, &path(no))?.next()? {
+            parse(disk, &path(no), line.offset, line.bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// The record of a line without its newline; none when the line is damaged.
+fn parse<D: Disk>(disk: &D, path: &str, offset: u64, line: &[u8]) -> Result<Option<Record>, LogError> {
+    match Record::parse(&[line, b"\n"].concat()) {
+        Ok(record) => Ok(Some(record)),
+        Err(BadRecord::Damaged) => Ok(None),
+        Err(BadRecord::Unknown(why)) => Err(LogError::Unknown { file: disk.shown(path), offset, why }),
+    }
 }
 
 /// A closed segment.
@@ -110,8 +138,10 @@ impl<D: Disk> ResultStore<D> {
     /// memory.
     ///
     /// # Errors
-    /// When the queue folder or a segment without a good index cannot be read.
-    pub fn read(disk: D, secret: [u8; 16], mark: &ResultsMark) -> Result<Self, DiskError> {
+    /// When the queue folder or a segment without a good index cannot be read, or a segment is of a newer program
+    /// ([`LogError::Newer`], [`LogError::Unknown`]).
+    pub fn read(disk: D, secret: [u8; 16], mark: &ResultsMark) -> Result<Self, LogError> {
+        refuse_newer(&disk)?;
         let mut closed = Vec::new();
         let mut next_no = mark.segment.max(mark.dropped.last().copied().unwrap_or(0)).max(mark.oldest.max(1) - 1) + 1;
         for (no, bytes) in list(&disk)? {
@@ -147,7 +177,9 @@ impl<D: Disk> ResultStore<D> {
     ///
     /// # Errors
     /// As [`ResultStore::read`].
-    pub fn write(disk: D, secret: [u8; 16], mark: &ResultsMark, max_bytes: u64) -> Result<Self, DiskError> {
+    pub fn write(disk: D, secret: [u8; 16], mark: &ResultsMark, max_bytes: u64) -> Result<Self, LogError> {
+        // Before anything of it goes.
+        refuse_newer(&disk)?;
         for (no, _) in list(&disk)?.into_iter().filter(|(no, _)| mark.is_gone(*no)) {
             unlink(&disk, no);
         }
@@ -185,7 +217,7 @@ impl<D: Disk> ResultStore<D> {
     ///
     /// # Errors
     /// [`DiskError::Full`]: nothing of them is here. Any other: nothing is known of what was written; stop for good.
-    pub fn append<'r>(&mut self, runs: impl Iterator<Item = ResultLine<'r>>) -> Result<(), DiskError> {
+    pub fn append<'r>(&mut self, runs: impl Iterator<Item = ResultLine<'r>>) -> Result<(), LogError> {
         let (mut lines, mut ends) = (Vec::new(), Vec::new());
         for ended in runs {
             let start = lines.len();
@@ -201,7 +233,7 @@ impl<D: Disk> ResultStore<D> {
         if let Err(error) = self.disk.write_at(&open.file, begin, &lines) {
             // Bytes behind the last record would stand between it and the next one.
             self.disk.truncate(&open.file, begin)?;
-            return Err(error);
+            return Err(error.into());
         }
         for (ended, start, end) in ends {
             let offset = u32::try_from(begin + start as u64).unwrap_or(u32::MAX);
@@ -218,7 +250,7 @@ impl<D: Disk> ResultStore<D> {
     }
 
     /// The newest segment goes on when it is not full; else one is made.
-    fn ensure_open(&mut self) -> Result<(), DiskError> {
+    fn ensure_open(&mut self) -> Result<(), LogError> {
         if self.open.is_some() {
             return Ok(());
         }
@@ -342,13 +374,13 @@ impl<D: Disk> ResultStore<D> {
     /// [`ResultStore::drop_segment`].
     ///
     /// # Errors
-    /// Those of [`ResultStore::append`].
+    /// Those of [`ResultStore::append`], and a record of a newer program: its segment stays.
     pub fn forget(
         &mut self,
         now: Millis,
         most: usize,
         gone: &mut dyn FnMut(&FinishedRun),
-    ) -> Result<Option<u64>, DiskError> {
+    ) -> Result<Option<u64>, LogError> {
         let Some(leaving) = self.leaving.or_else(|| self.due(now)) else { return Ok(None) };
         let (mut records, mut offset) = (Vec::new(), leaving.offset);
         let mut lines = Lines::open_at(&self.disk, &path(leaving.no), leaving.offset)?;
@@ -356,7 +388,7 @@ impl<D: Disk> ResultStore<D> {
             && let Some(line) = lines.next()?
         {
             offset = line.offset + line.bytes.len() as u64 + 1;
-            records.extend(Record::parse(&[line.bytes, b"\n"].concat()));
+            records.extend(parse(&self.disk, &path(leaving.no), line.offset, line.bytes)?);
         }
         drop(lines);
         records.iter().for_each(|record| gone(&record.run));
@@ -393,7 +425,7 @@ fn unlink<D: Disk>(disk: &D, no: u64) {
 }
 
 /// The index of a segment, made from its records.
-fn rebuilt<D: Disk>(disk: &D, no: u64, bytes: u64, secret: &[u8; 16]) -> Result<Index, DiskError> {
+fn rebuilt<D: Disk>(disk: &D, no: u64, bytes: u64, secret: &[u8; 16]) -> Result<Index, LogError> {
     let mut entries = Entries::scan(disk, &path(no), secret, &mut |offset, bytes| {
         tracing::warn!(file = %disk.shown(&path(no)), byte = offset, bytes, "no record of a result");
     })?;
@@ -417,12 +449,12 @@ pub struct DamagedResults {
 /// damage.
 ///
 /// # Errors
-/// When the queue folder or a segment cannot be read.
+/// When the queue folder or a segment cannot be read, or holds a record of a newer program.
 pub(super) fn damaged<D: Disk>(
     disk: &D,
     secret: &[u8; 16],
     mark: &ResultsMark,
-) -> Result<Vec<DamagedResults>, DiskError> {
+) -> Result<Vec<DamagedResults>, LogError> {
     let mut damaged = Vec::new();
     let mut name = |no: u64, offset: u64, bytes: u64, missing_bytes: u64| {
         damaged.push(DamagedResults { file: disk.shown(&path(no)), offset, bytes, missing_bytes, segment: no });

@@ -2,12 +2,17 @@
 //!
 //! The tenant and the flow stand in the line itself, so that a record says whose it is without the log.
 
-use serde::{Deserialize, Serialize};
-use tm_core::queue::{results::key_hash, run::FinishedRun, state::KeyName};
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize, de::IgnoredAny};
+use tm_core::{
+    queue::{results::key_hash, run::FinishedRun, state::KeyName},
+    record::codec::without_choices,
+};
 
 use super::super::{
     disk::{Disk, DiskError},
-    sealed::{seal_into, unseal},
+    sealed::{object, seal_into},
     segment::LINE_MAX_BYTES,
 };
 
@@ -30,6 +35,26 @@ pub(super) struct Record {
     pub(super) run: FinishedRun,
 }
 
+/// What a record of every format has, so that an older program can tell it from damage.
+#[derive(Deserialize)]
+struct Form {
+    #[serde(rename = "tenant")]
+    _tenant: String,
+    #[serde(rename = "flow")]
+    _flow: String,
+    #[serde(rename = "run")]
+    _run: BTreeMap<String, IgnoredAny>,
+}
+
+/// Why a line is no record.
+#[derive(Debug)]
+pub(super) enum BadRecord {
+    /// It is not what was written.
+    Damaged,
+    /// It is, with the form of a record: of a program that writes what this one cannot read. In words.
+    Unknown(String),
+}
+
 impl ResultLine<'_> {
     /// Appends the line.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
@@ -43,9 +68,13 @@ impl ResultLine<'_> {
 }
 
 impl Record {
-    /// Reads a line with its newline; `None` when it is not whole, byte for byte.
-    pub(super) fn parse(line: &[u8]) -> Option<Self> {
-        unseal(line)
+    /// Reads a line with its newline.
+    pub(super) fn parse(line: &[u8]) -> Result<Self, BadRecord> {
+        let object = object(line).ok_or(BadRecord::Damaged)?;
+        serde_json::from_slice(&object).map_err(|error| match serde_json::from_slice::<Form>(&object) {
+            Ok(_) => BadRecord::Unknown(without_choices(&error)),
+            Err(_) => BadRecord::Damaged,
+        })
     }
 
     pub(super) fn line(&self) -> ResultLine<'_> {

@@ -13,7 +13,10 @@ use tm_core::{
 use std::{collections::BTreeSet, ops::ControlFlow, sync::atomic::Ordering::SeqCst};
 
 use super::{
-    super::{disk::MemDisk, faults::FaultDisk},
+    super::{
+        disk::{MemDisk, read_whole},
+        faults::FaultDisk,
+    },
     *,
 };
 
@@ -287,4 +290,85 @@ fn keys_of_other_scopes_are_other_keys() {
         ControlFlow::Continue(())
     });
     assert_eq!((found, by_key(&store, "k").len()), (0, 1));
+}
+
+fn kept(store: &ResultStore<MemDisk>) -> ResultsMark {
+    ResultsMark { segment: store.mark().0, bytes: store.mark().1, ..ResultsMark::default() }
+}
+
+fn copied(disk: &MemDisk) -> MemDisk {
+    let copy = MemDisk::default();
+    for entry in disk.list("queue").unwrap() {
+        let path = format!("queue/{}", entry.name);
+        let bytes = read_whole(disk, &path, 1 << 20).unwrap();
+        disk.write_at(&copy.open(&path, How::CreateNew).unwrap(), 0, &bytes).unwrap();
+    }
+    copy
+}
+
+fn put(disk: &MemDisk, path: &str, bytes: &[u8]) {
+    disk.write_at(&disk.open(path, How::Replace).unwrap(), 0, bytes).unwrap();
+}
+
+fn sealed(rest: &str) -> Vec<u8> {
+    format!("{{\"c\":\"{:08x}\",{rest}\n", crc32c::crc32c(rest.as_bytes())).into_bytes()
+}
+
+#[test]
+fn results_of_a_newer_program_are_refused_by_name_and_stay_as_they_are() {
+    let disk = MemDisk::default();
+    let (store, _) = filled(&disk, 256 * 1024);
+    let mark = kept(&store);
+    store.close().unwrap();
+    let segment = read_whole(&disk, &path(2), 1 << 20).unwrap();
+    let strange = sealed(r#""tenant":"default","flow":"f","run":{"id":7,"cost":"much"}}"#);
+    let second = segment.iter().position(|&byte| byte == b'\n').unwrap() + 1;
+    let index = sealed(r#""format":2,"pages":"none"}"#);
+    for (file, offset, bytes) in [
+        (path(2), Some(0), [strange.as_slice(), &segment].concat()),
+        (path(2), Some(second), [&segment[..second], &strange, &segment[second..]].concat()),
+        (index_path(2), None, index),
+    ] {
+        let disk = copied(&disk);
+        put(&disk, &file, &bytes);
+        let before = copied(&disk);
+        let refused = |error: LogError| match (offset, error) {
+            (Some(at), LogError::Unknown { file: named, offset, .. }) => (named, offset) == (file.clone(), at as u64),
+            (None, LogError::Newer { file: named, format: 2, known: 1 }) => named == file,
+            (_, error) => panic!("{file}: {error}"),
+        };
+        // Of a segment that is gone, as the log says, no more is read than its beginning.
+        let gone = ResultsMark { oldest: mark.segment, ..mark.clone() };
+        for mark in [Some(&mark), Some(&gone).filter(|_| offset != Some(second))].into_iter().flatten() {
+            let opened = ResultStore::write(disk.clone(), SECRET, mark, 1 << 20).map(drop);
+            assert!(opened.err().is_some_and(&refused), "{file} {offset:?}");
+        }
+        assert!(offset.is_none() || damaged(&disk, &SECRET, &mark).err().is_some_and(&refused));
+        let files = |disk: &MemDisk| -> Vec<_> {
+            let entries = disk.list("queue").unwrap().into_iter();
+            entries.map(|entry| read_whole(disk, &format!("queue/{}", entry.name), 1 << 20).unwrap()).collect()
+        };
+        assert_eq!(files(&disk), files(&before));
+    }
+}
+
+/// One that stands behind others, in a segment whose index is believed, is met when the segment has expired.
+#[test]
+fn a_segment_with_a_record_of_a_newer_program_is_never_forgotten() {
+    let disk = MemDisk::default();
+    let (store, runs) = filled(&disk, 256 * 1024);
+    let mark = kept(&store);
+    store.close().unwrap();
+    let segment = read_whole(&disk, &path(1), 1 << 20).unwrap();
+    let start = segment.iter().position(|&byte| byte == b'\n').unwrap() + 1;
+    let length = segment[start..].iter().position(|&byte| byte == b'\n').unwrap() + 1;
+    let rest = r#""tenant":"default","flow":"f","run":{"state":"paused","note":""#;
+    let strange = sealed(&format!("{rest}{}\"}}}}", "x".repeat(length - 16 - rest.len() - 4)));
+    assert_eq!(strange.len(), length);
+    disk.write_at(&disk.open(&path(1), How::Write).unwrap(), start as u64, &strange).unwrap();
+    let mut store = open(&disk, &mark, 256 * 1024);
+    assert!(matches!(store.run(runs[1].id), Some(Err(_))) && store.run(runs[2].id).unwrap().is_ok());
+    let error = store.forget(Millis(2000), 1000, &mut |_| {}).unwrap_err();
+    assert!(matches!(error, LogError::Unknown { offset, .. } if offset == start as u64), "{error}");
+    assert!(disk.open(&path(1), How::Read).is_ok());
 }
