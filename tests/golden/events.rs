@@ -320,7 +320,7 @@ fn run() -> Run {
 fn due() -> Run {
     let said = Due { inputs: vec![json("1"), blob()] };
     let steps = [StepRun::Due(Box::new(said)), StepRun::Due(Box::default())];
-    Run { state: RunState::Active, extra: None, steps: steps.into(), ..run() }
+    Run { state: RunState::Active, extra: None, steps: steps.into_iter().collect(), ..run() }
 }
 
 pub(crate) fn finished(full: bool) -> FinishedRun {

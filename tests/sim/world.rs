@@ -246,7 +246,7 @@ impl World {
         };
         // A worker may be left to run empty, or run one suspect alone.
         let lanes = state.indexes.lanes.busy().filter(|lane| !suspects.contains(&lane.profile));
-        lanes.filter(|lane| has_room(lane.profile)).find_map(|lane| lane.ready.first()).map(|rank| rank.task)
+        lanes.filter(|lane| has_room(lane.profile)).find_map(|lane| lane.ready.first()).map(|rank| rank.task())
     }
 
     fn started(&mut self, state: &State, worker: WorkerId, task: TaskRef, attempt: Attempt, now: Millis) {

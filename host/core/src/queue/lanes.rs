@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     flow::spec::{FlowDef, Mode, StepDef},
-    id::{FlowNo, TaskRef, WorkerId},
+    id::{FlowNo, RunId, TaskRef, WorkerId},
     limits::PRIORITY_MAX,
     time::Millis,
 };
@@ -63,18 +63,56 @@ pub struct Want {
     pub since: Millis,
 }
 
-/// The order among ready tasks: larger priority first, then older, then by id.
+/// The order among ready tasks: larger priority first, then older, then by id. Packed into 32 bytes, because every ready
+/// task has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
-    inverse_priority: u8,
-    pub since: Millis,
-    pub task: TaskRef,
+    /// The inverse of the priority above [`SINCE_BITS`] of the time.
+    order: u64,
+    /// Of the run's id, the upper half first.
+    run: [u64; 2],
+    /// The step above 33 bits of the item, which count from 1; 0 is none.
+    place: u64,
 }
+
+/// Two million years in milliseconds.
+const SINCE_BITS: u32 = 56;
+const ITEM_BITS: u32 = 33;
 
 impl Rank {
     #[must_use]
-    pub const fn new(priority: u8, since: Millis, task: TaskRef) -> Self {
-        Self { inverse_priority: PRIORITY_MAX.saturating_sub(priority), since, task }
+    pub fn new(priority: u8, since: Millis, task: TaskRef) -> Self {
+        let inverse_priority = u64::from(PRIORITY_MAX.saturating_sub(priority));
+        let since = since.0.min((1 << SINCE_BITS) - 1);
+        let TaskRef { run, step, item } = task;
+        let item = item.map_or(0, |item| u64::from(item) + 1);
+        Self {
+            order: inverse_priority << SINCE_BITS | since,
+            run: [(run.0 >> 64) as u64, run.0 as u64],
+            place: u64::from(step) << ITEM_BITS | item,
+        }
+    }
+
+    /// When it became ready.
+    #[must_use]
+    pub const fn since(self) -> Millis {
+        Millis(self.order & ((1 << SINCE_BITS) - 1))
+    }
+
+    #[must_use]
+    pub fn task(self) -> TaskRef {
+        let [high, low] = self.run;
+        let item = self.place & ((1 << ITEM_BITS) - 1);
+        TaskRef {
+            run: RunId(u128::from(high) << 64 | u128::from(low)),
+            step: (self.place >> ITEM_BITS) as u16,
+            item: item.checked_sub(1).map(|item| item as u32),
+        }
+    }
+
+    /// The smallest of the next smaller priority.
+    const fn below(self) -> Self {
+        Self { order: ((self.order >> SINCE_BITS) + 1) << SINCE_BITS, run: [0; 2], place: 0 }
     }
 }
 
@@ -142,7 +180,7 @@ impl Lanes {
     }
 
     pub(crate) fn insert(&mut self, flow: FlowNo, rank: Rank, solo: bool) {
-        let Some(&no) = self.by_step.get(&(flow, rank.task.step)) else { return };
+        let Some(&no) = self.by_step.get(&(flow, rank.task().step)) else { return };
         let lane = &mut self.lanes[no as usize];
         let set = if solo { &mut lane.solo } else { &mut lane.ready };
         self.len += u64::from(set.insert(rank));
@@ -150,7 +188,7 @@ impl Lanes {
     }
 
     pub(crate) fn remove(&mut self, flow: FlowNo, rank: Rank) {
-        let Some(&no) = self.by_step.get(&(flow, rank.task.step)) else { return };
+        let Some(&no) = self.by_step.get(&(flow, rank.task().step)) else { return };
         let lane = &mut self.lanes[no as usize];
         self.len -= u64::from(lane.ready.remove(&rank)) + u64::from(lane.solo.remove(&rank));
         if lane.ready.is_empty()
@@ -224,16 +262,13 @@ fn oldest_of(set: &BTreeSet<Rank>) -> Option<Millis> {
     let mut oldest: Option<Millis> = None;
     let mut from = *set.first()?;
     loop {
-        oldest = Some(oldest.map_or(from.since, |o| o.min(from.since)));
-        let next = Rank { inverse_priority: from.inverse_priority + 1, since: Millis(0), task: SMALLEST };
-        match set.range(next..).next() {
+        oldest = Some(oldest.map_or(from.since(), |oldest| oldest.min(from.since())));
+        match set.range(from.below()..).next() {
             Some(&rank) => from = rank,
             None => return oldest,
         }
     }
 }
-
-const SMALLEST: TaskRef = TaskRef { run: crate::id::RunId(0), step: 0, item: None };
 
 /// Whose turn it is. Lives beside the state, in memory only: a restart begins a new round.
 #[derive(Clone, Debug, Default)]
@@ -272,7 +307,6 @@ impl FairOrder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::RunId;
 
     fn task(run: u128) -> TaskRef {
         TaskRef { run: RunId(run), step: 0, item: None }
@@ -283,7 +317,28 @@ mod tests {
         let mut ranks =
             [Rank::new(5, Millis(2), task(2)), Rank::new(9, Millis(3), task(3)), Rank::new(5, Millis(1), task(1))];
         ranks.sort();
-        assert_eq!(ranks.map(|rank| rank.task.run.0), [3, 1, 2]);
+        assert_eq!(ranks.map(|rank| rank.task().run.0), [3, 1, 2]);
+    }
+
+    #[test]
+    fn a_rank_is_small_and_sorts_and_reads_as_what_it_was_made_of() {
+        assert_eq!(size_of::<Rank>(), 32);
+        let mut all = Vec::new();
+        for priority in [9, 5, 0] {
+            for since in [0, 1, 1_700_000_000_000, (1 << 56) - 1] {
+                for run in [0, 1, 1 << 64, u128::MAX] {
+                    for step in [0, 1, u16::MAX] {
+                        for item in [None, Some(0), Some(u32::MAX)] {
+                            all.push((priority, Millis(since), TaskRef { run: RunId(run), step, item }));
+                        }
+                    }
+                }
+            }
+        }
+        let ranks: Vec<_> = all.iter().map(|&(priority, since, task)| Rank::new(priority, since, task)).collect();
+        assert!(ranks.is_sorted());
+        let read: Vec<_> = ranks.iter().map(|rank| (rank.since(), rank.task())).collect();
+        assert!(all.iter().map(|&(_, since, task)| (since, task)).eq(read));
     }
 
     #[test]

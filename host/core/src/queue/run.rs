@@ -2,6 +2,7 @@
 
 use alloc::{boxed::Box, string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use crate::{
     api::RunState,
@@ -22,8 +23,8 @@ pub struct Run {
     pub input: Payload,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extra: Option<Box<RunExtra>>,
-    /// By the place of the step in the flow.
-    pub steps: Box<[StepRun]>,
+    /// By the place of the step in the flow. Inline for flows of one step, because a queue may hold a million of them.
+    pub steps: SmallVec<[StepRun; 1]>,
     /// The segment that holds the run's newest whole record; not stored.
     #[serde(skip)]
     pub home: u64,

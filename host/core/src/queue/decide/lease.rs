@@ -54,9 +54,9 @@ pub fn lease(
         let Some((tenant, choice)) = choose(desk.state, fair, slots, &runnable) else { break };
         match choice {
             // A run that is over its time takes no slot; there were too many of them, or too little room, to end it before.
-            Choice::Lease { rank, .. } if desk.is_over(rank.task.run) => {
-                desk.end_task_over(rank.task);
-                desk.advance(rank.task.run);
+            Choice::Lease { rank, .. } if desk.is_over(rank.task().run) => {
+                desk.end_task_over(rank.task());
+                desk.advance(rank.task().run);
             }
             Choice::Lease { rank, slot, solo } => {
                 let worker = slots[slot].worker;
@@ -65,7 +65,7 @@ pub fn lease(
                 if slots[slot].free == 0 {
                     slots.swap_remove(slot);
                 }
-                desk.start(rank.task, worker);
+                desk.start(rank.task(), worker);
                 let weight = desk.state_weight(tenant);
                 fair.took(tenant, weight);
             }
@@ -97,7 +97,7 @@ fn choose(
                 Runnable::Yes => {}
                 Runnable::Compiling | Runnable::Held { .. } => continue,
                 Runnable::Denied { code, message } => {
-                    let task = lane.ready.first().or(lane.solo.first())?.task;
+                    let task = lane.ready.first().or(lane.solo.first())?.task();
                     return Some((tenant, Choice::Refuse { task, code, message }));
                 }
             }
