@@ -69,7 +69,10 @@ pub fn repair<D: Disk>(disk: &D, dry_run: bool) -> Result<Report, LogError> {
     // Cuts the tail, rebuilds indexes, writes the derived files.
     let mut state = State::default();
     let (log, _) = Log::open(disk.clone(), LogOptions::default(), &mut |frame, segment| state.replay(&frame, segment))?;
-    ResultStore::write(disk.clone(), state.secret, &state.results, u64::MAX)?.close()?;
+    let results = ResultStore::write(disk.clone(), state.secret, &state.results, u64::MAX)?;
+    results.check_indexes();
+    results.write_indexes();
+    results.close()?;
     log.close()?;
     Ok(report)
 }

@@ -20,7 +20,7 @@ use super::{
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub log: Recovery,
-    /// What the next opening, or this repair, does to files.
+    /// What the next opening, a lookup that comes upon a damaged index, or this repair does to files.
     pub actions: Vec<Action>,
     /// Results that cannot be read.
     pub damaged_results: Vec<DamagedResults>,
@@ -86,6 +86,7 @@ pub fn verify<D: Disk>(disk: &D) -> Result<Report, LogError> {
         actions.push(Action::RebuildIndex { file: disk.shown(META) });
     }
     let results = ResultStore::read(disk.clone(), state.secret, &state.results)?;
+    results.check_indexes();
     let damaged_results = results::damaged(disk, &state.secret, &state.results)?;
     for damaged in damaged_results.iter().filter(|damaged| damaged.bytes > 0) {
         let (file, offset, bytes) = (damaged.file.clone(), damaged.offset, damaged.bytes);

@@ -95,6 +95,16 @@ pub(super) struct Index {
 #[derive(Debug)]
 pub(super) struct BadIndex;
 
+impl Header {
+    /// Of all that stands behind it.
+    fn tables_bytes(&self) -> Option<u64> {
+        let pages = |entries: u64, per_page: usize| entries.div_ceil(per_page as u64).checked_mul(PAGE_BYTES as u64);
+        let (filter, blobs) = (self.filter_words.checked_mul(8)?, self.blobs.checked_mul(32)?);
+        let (runs, keys) = (pages(self.runs, RUNS_PER_PAGE)?, pages(self.keys, KEYS_PER_PAGE)?);
+        filter.checked_add(blobs)?.checked_add(runs)?.checked_add(keys)
+    }
+}
+
 impl Entries {
     pub(super) fn note(&mut self, line: &ResultLine<'_>, hash: Option<u64>, offset: u32, end: u64) {
         self.runs.insert(line.run.id, offset);
@@ -212,6 +222,13 @@ pub(super) fn format<D: Disk>(disk: &D, path: &str) -> Option<u64> {
     Some(header::<D, Format>(disk, &file).ok()?.0.format)
 }
 
+/// How long its segment was when an index was written, when its header is whole.
+pub(super) fn covered_bytes<D: Disk>(disk: &D, path: &str, segment: u64) -> Option<u64> {
+    let file = disk.open(path, How::Read).ok()?;
+    let (header, _): (Header, u64) = header::<D, _>(disk, &file).ok()?;
+    (header.format == FORMAT && header.segment == segment).then_some(header.covered_bytes)
+}
+
 /// The line that an index begins with, and how long it is.
 fn header<D: Disk, T: DeserializeOwned>(disk: &D, file: &D::File) -> Result<(T, u64), BadIndex> {
     let mut head = vec![0; HEADER_MAX_BYTES];
@@ -221,7 +238,7 @@ fn header<D: Disk, T: DeserializeOwned>(disk: &D, file: &D::File) -> Result<(T, 
 }
 
 impl Index {
-    /// Reads header and filter; nothing else is read before it is asked for.
+    /// Reads header and filter, and asks for the length; nothing else is read before it is asked for.
     pub(super) fn load<D: Disk>(
         disk: &D,
         path: &str,
@@ -235,8 +252,8 @@ impl Index {
             && header.segment == segment
             && header.covered_bytes == bytes
             && header.secret_check == key_hash(secret, "", "", "");
-        // A record is longer than a key's bits.
-        if !agrees || header.filter_words > bytes {
+        let tables_bytes = header.tables_bytes().ok_or(BadIndex)?;
+        if !agrees || disk.size(&file).ok() != header_bytes.checked_add(tables_bytes) {
             return Err(BadIndex);
         }
         let filter = read(disk, &file, header_bytes, usize::try_from(header.filter_words * 8).map_err(|_| BadIndex)?)?;
@@ -368,6 +385,13 @@ impl<'i, D: Disk> Pages<'i, D> {
         }
         offsets.reverse();
         Ok(offsets)
+    }
+
+    /// Reads all of it.
+    pub(super) fn check(&mut self) -> Result<(), BadIndex> {
+        self.blobs()?;
+        (0..self.index.header.runs).step_by(RUNS_PER_PAGE).try_for_each(|place| self.run(place).map(drop))?;
+        (0..self.index.header.keys).step_by(KEYS_PER_PAGE).try_for_each(|place| self.key(place).map(drop))
     }
 
     /// The digests of blobs that its results name.

@@ -42,6 +42,13 @@ impl<D: Disk> ResultStore<D> {
         }
     }
 
+    /// Reads all indexes; a damaged one is made again, as when a lookup comes upon the damage.
+    pub(in super::super) fn check_indexes(&self) {
+        for closed in &self.closed {
+            self.ask(closed, |pages| pages.check());
+        }
+    }
+
     /// Where the newest record of a run stands: segment and offset.
     fn place_of(&self, run: RunId) -> Option<(u64, u32)> {
         if let Some((at, no, offset)) = self.hint.get()

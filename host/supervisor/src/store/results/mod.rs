@@ -14,6 +14,7 @@ mod tests;
 
 use std::{
     cell::{Cell, RefCell},
+    cmp::Ordering,
     collections::BTreeMap,
 };
 
@@ -120,6 +121,8 @@ pub struct ResultStore<D: Disk> {
     closed: Vec<Closed>,
     open: Option<Open<D>>,
     next_no: u64,
+    /// The newest segment and how much of it there was, as the log tells it.
+    kept: (u64, u64),
     segment_max_bytes: u64,
     max_bytes: u64,
     leaving: Option<Leaving>,
@@ -161,6 +164,7 @@ impl<D: Disk> ResultStore<D> {
             closed,
             open: None,
             next_no,
+            kept: (mark.segment, mark.bytes),
             segment_max_bytes: SEGMENT_MAX_BYTES,
             max_bytes: u64::MAX,
             leaving: None,
@@ -186,12 +190,25 @@ impl<D: Disk> ResultStore<D> {
         let mut store = Self::read(disk, secret, mark)?;
         store.max_bytes = max_bytes;
         store.segment_max_bytes = (max_bytes / SEGMENTS_MIN).clamp(SEGMENT_MIN_BYTES, SEGMENT_MAX_BYTES);
-        for closed in &store.closed {
-            if let Some(whole) = closed.index.borrow().whole() {
-                store.disk.later(Later::Derive { path: index_path(closed.no), bytes: whole.to_vec() });
+        store.write_indexes();
+        Ok(store)
+    }
+
+    /// Writes the indexes that were made again. That of a segment which has lost its end stays: it alone tells of it,
+    /// until a repair.
+    pub(super) fn write_indexes(&self) {
+        for closed in &self.closed {
+            let path = index_path(closed.no);
+            let had_bytes = match closed.no.cmp(&self.kept.0) {
+                Ordering::Less => index::covered_bytes(&self.disk, &path, closed.no).unwrap_or(0),
+                Ordering::Equal => self.kept.1,
+                // Its end may never have been synced.
+                Ordering::Greater => 0,
+            };
+            if let Some(whole) = closed.index.borrow().whole().filter(|_| had_bytes <= closed.bytes) {
+                self.disk.later(Later::Derive { path, bytes: whole.to_vec() });
             }
         }
-        Ok(store)
     }
 
     /// Segments whose indexes did not agree with them.
@@ -206,11 +223,12 @@ impl<D: Disk> ResultStore<D> {
         open + self.closed.iter().map(|closed| closed.index.borrow().header.full_bytes).sum::<u64>()
     }
 
-    /// The newest segment, and how much of it there is.
+    /// The newest segment, and how much of it there is; never less than the log told, so that what is lost goes on
+    /// being missed.
     #[must_use]
     pub fn mark(&self) -> (u64, u64) {
         let closed = self.closed.last().map_or((self.next_no - 1, 0), |closed| (closed.no, closed.bytes));
-        self.open.as_ref().map_or(closed, |open| (open.no, open.entries.covered_bytes))
+        self.open.as_ref().map_or(closed, |open| (open.no, open.entries.covered_bytes)).max(self.kept)
     }
 
     /// Writes runs that ended. They are found from now on, and durable after [`ResultStore::sync`].
@@ -255,7 +273,10 @@ impl<D: Disk> ResultStore<D> {
             return Ok(());
         }
         let leaving = self.leaving.map(|leaving| leaving.no);
-        let goes_on = |last: &&Closed| last.bytes < self.segment_max_bytes / 2 && leaving != Some(last.no);
+        let goes_on = |last: &&Closed| {
+            let is_short = (last.no, last.bytes) < self.kept;
+            last.bytes < self.segment_max_bytes / 2 && leaving != Some(last.no) && !is_short
+        };
         if let Some(last) = self.closed.last().filter(goes_on) {
             let no = last.no;
             let entries = Entries::scan(&self.disk, &path(no), &self.secret, &mut |_, _| {})?;
@@ -461,7 +482,9 @@ pub(super) fn damaged<D: Disk>(
     };
     let found: BTreeMap<u64, u64> = list(disk)?.into_iter().collect();
     let missing = (mark.oldest.max(1)..=mark.segment).filter(|no| !mark.is_gone(*no)).filter_map(|no| {
-        let kept_bytes = if no == mark.segment { mark.bytes } else { 1 };
+        // An index was written when its segment was whole.
+        let indexed_bytes = index::covered_bytes(disk, &index_path(no), no).unwrap_or(1);
+        let kept_bytes = if no == mark.segment { mark.bytes } else { indexed_bytes };
         let bytes = found.get(&no).copied().unwrap_or(0);
         (bytes < kept_bytes).then(|| (no, bytes, kept_bytes - bytes))
     });

@@ -372,3 +372,83 @@ fn a_segment_with_a_record_of_a_newer_program_is_never_forgotten() {
     assert!(matches!(error, LogError::Unknown { offset, .. } if offset == start as u64), "{error}");
     assert!(disk.open(&path(1), How::Read).is_ok());
 }
+
+#[test]
+fn doubled_and_swapped_segments_cost_nothing() {
+    let disk = MemDisk::default();
+    let (store, runs) = filled(&disk, 256 * 1024);
+    let mark = kept(&store);
+    store.close().unwrap();
+    let bytes = |no| read_whole(&disk, &path(no), 1 << 20).unwrap();
+    let (doubled, swapped) = (copied(&disk), copied(&disk));
+    put(&doubled, &path(2), &bytes(2).repeat(2));
+    put(&swapped, &path(2), &bytes(3));
+    put(&swapped, &path(3), &bytes(2));
+    for changed in [doubled, swapped] {
+        let store = ResultStore::read(changed, SECRET, &mark).unwrap();
+        assert!(runs.iter().all(|run| store.run(run.id).unwrap().is_ok()));
+        assert_eq!(all(&store), (0..1000).rev().collect::<Vec<_>>());
+    }
+}
+
+/// Nothing else tells of them: the log has only the newest segment's length.
+#[test]
+fn records_that_a_segment_lost_at_its_end_are_named_and_go_on_being_named_until_a_repair() {
+    let disk = MemDisk::default();
+    let (store, _) = filled(&disk, 256 * 1024);
+    let mark = kept(&store);
+    store.close().unwrap();
+    for no in [2, mark.segment] {
+        let disk = copied(&disk);
+        let whole = read_whole(&disk, &path(no), 1 << 20).unwrap();
+        let cut = whole[..whole.len() / 2].iter().rposition(|&byte| byte == b'\n').unwrap() + 1;
+        put(&disk, &path(no), &whole[..cut]);
+        let named = damaged(&disk, &SECRET, &mark).unwrap();
+        let missing_bytes = (whole.len() - cut) as u64;
+        assert_eq!(
+            named.iter().map(|found| (found.file.clone(), found.missing_bytes)).collect::<Vec<_>>(),
+            [(path(no), missing_bytes)]
+        );
+        let mut store = open(&disk, &mark, 256 * 1024);
+        assert_eq!(store.mark(), (mark.segment, mark.bytes));
+        store.append([run(2000, None, 1000)].iter().map(line)).unwrap();
+        let mark = kept(&store);
+        store.close().unwrap();
+        assert_eq!(damaged(&disk, &SECRET, &mark).unwrap(), named, "what is lost is not forgotten");
+    }
+}
+
+#[test]
+fn any_changed_byte_of_an_index_is_found_when_all_of_it_is_read() {
+    let disk = MemDisk::default();
+    let (store, _) = filled(&disk, 256 * 1024);
+    let mark = kept(&store);
+    store.close().unwrap();
+    let whole = read_whole(&disk, &index_path(2), 1 << 20).unwrap();
+    for place in (0..whole.len()).step_by(97) {
+        let mut bad = whole.clone();
+        bad[place] ^= 1 << (place % 8);
+        put(&disk, &index_path(2), &bad);
+        let store = ResultStore::read(disk.clone(), SECRET, &mark).unwrap();
+        store.check_indexes();
+        assert_eq!(store.rebuilt().collect::<Vec<_>>(), [2], "byte {place}");
+    }
+}
+
+#[test]
+fn an_index_that_was_durable_before_its_segment_is_no_witness() {
+    let disk = MemDisk::default();
+    let (store, _) = filled(&disk, 256 * 1024);
+    let newest = store.mark().0;
+    store.close().unwrap();
+    let mark = ResultsMark { segment: newest - 1, bytes: 1, ..ResultsMark::default() };
+    let whole = read_whole(&disk, &path(newest), 1 << 20).unwrap();
+    // Cut inside a record, so that nothing is written behind it.
+    put(&disk, &path(newest), &whole[..whole.len() - 9]);
+    let mut store = open(&disk, &mark, 256 * 1024);
+    store.append([run(2000, None, 1000)].iter().map(line)).unwrap();
+    let mark = kept(&store);
+    store.close().unwrap();
+    let missing = damaged(&disk, &SECRET, &mark).unwrap().into_iter().filter(|damaged| damaged.missing_bytes > 0);
+    assert_eq!((mark.segment, missing.count()), (newest + 1, 0));
+}
