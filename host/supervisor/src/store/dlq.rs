@@ -184,11 +184,16 @@ impl<D: Disk> Dlq<D> {
                 Err(DlqError::Disk(error)) if error.is_not_found() => {}
                 Err(error) => {
                     tracing::warn!(%error, "a dead letter is skipped");
-                    damaged.push(self.disk.shown(&format!("{}/{id}.json", place.folder())));
+                    damaged.push(self.shown(place, &id));
                 }
             }
         }
         Ok(damaged)
+    }
+
+    /// The file of an entry, for people.
+    pub(super) fn shown(&self, place: Place, id: &str) -> String {
+        self.disk.shown(&format!("{}/{id}.json", place.folder()))
     }
 
     /// Newest first: ids hold the time of death, and earlier ones are shorter or smaller.

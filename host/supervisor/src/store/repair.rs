@@ -4,13 +4,14 @@ use tm_core::queue::state::State;
 
 use super::{
     disk::{self, Disk, DiskError, How},
+    dlq::{Dlq, DlqError, Place},
     log::{Log, LogError, LogOptions},
     meta::META,
     recover::{ACCEPTED, Accepted, Damage, Why},
     results::{self, ResultStore},
     sealed::seal,
     segment,
-    verify::{Action, Report, verify},
+    verify::{Action, Report, look},
 };
 
 const FOLDER: &str = "queue/damaged";
@@ -20,12 +21,13 @@ const CHUNK_BYTES: usize = 1024 * 1024;
 ///
 /// Damaged bytes are copied to `queue/damaged/`, then overwritten with newlines; what is lost with them is written down
 /// there and not named again; a file of another log is moved there. A torn tail is cut and indexes are rebuilt, as
-/// opening does. Nobody else may write: hold the locks.
+/// opening does. Files of pending dead letters that are damaged or gone are written again. Nobody else may write: hold
+/// the locks.
 ///
 /// # Errors
 /// Those of the disk; what was done before stays done, and repeating it goes on.
 pub fn repair<D: Disk>(disk: &D, dry_run: bool) -> Result<Report, LogError> {
-    let mut report = verify(disk)?;
+    let (mut report, unwritten) = look(disk)?;
     for damage in &report.log.damaged {
         let file = damage.file.clone();
         match damage.why {
@@ -40,6 +42,10 @@ pub fn repair<D: Disk>(disk: &D, dry_run: bool) -> Result<Report, LogError> {
         let (file, offset, bytes) = (damaged.file.clone(), damaged.offset, damaged.bytes + damaged.missing_bytes);
         report.actions.push(Action::Blank { file, offset, bytes });
     }
+    let dlq = Dlq::reading(disk.clone());
+    report
+        .actions
+        .extend(unwritten.iter().map(|entry| Action::WriteLetter { file: dlq.shown(Place::Pending, &entry.entry_id) }));
     if dry_run {
         return Ok(report);
     }
@@ -74,6 +80,13 @@ pub fn repair<D: Disk>(disk: &D, dry_run: bool) -> Result<Report, LogError> {
     results.write_indexes();
     results.close()?;
     log.close()?;
+    for entry in &unwritten {
+        match Dlq::open(disk.clone())?.file(entry) {
+            Err(DlqError::Disk(error)) => return Err(error.into()),
+            Err(error) => tracing::warn!(%error, "the file of a dead letter cannot be written again"),
+            Ok(()) => {}
+        }
+    }
     Ok(report)
 }
 

@@ -3,12 +3,19 @@
 use std::ops::ControlFlow;
 
 use serde::{Serialize, Serializer};
-use tm_core::queue::{check, state::State};
+use tm_core::{
+    api::DlqEntry,
+    queue::{
+        check,
+        decide::{entry_of, letter_of},
+        state::State,
+    },
+};
 
 use super::{
     blobs::{BlobError, BlobStore, path as blob_path},
     disk::{Disk, DiskError},
-    dlq::{Dlq, Place},
+    dlq::{Dlq, DlqError, Place},
     log::LogError,
     meta::{META, Meta, Opened, opened},
     recover::{self, Found, Recovery},
@@ -26,6 +33,8 @@ pub struct Report {
     pub damaged_results: Vec<DamagedResults>,
     /// Dead letters' files that cannot be read.
     pub damaged_letters: Vec<String>,
+    /// Files of pending dead letters that are gone.
+    pub missing_letters: Vec<String>,
     /// Blobs that something live names and that cannot be read. Nothing can mend them.
     pub damaged_blobs: Vec<DamagedBlob>,
     /// Rules of the state that do not hold, in words.
@@ -47,13 +56,19 @@ impl Report {
     /// Whether anything was lost or is unreadable. A torn tail is neither: it was never acknowledged.
     #[must_use]
     pub fn is_damaged(&self) -> bool {
-        !self.log.damaged.is_empty() || !self.damaged_results.is_empty() || self.has_more_than_a_log()
+        let letters = self.damaged_letters.is_empty() && self.missing_letters.is_empty();
+        let files = letters && self.damaged_results.is_empty() && self.damaged_blobs.is_empty();
+        !(files && self.log.damaged.is_empty() && self.broken.is_empty())
     }
 
-    /// Whether there is damage outside the log and the results, which a repair does not mend.
+    /// Whether there is damage that a repair does not mend.
     #[must_use]
-    pub fn has_more_than_a_log(&self) -> bool {
-        !(self.damaged_letters.is_empty() && self.damaged_blobs.is_empty() && self.broken.is_empty())
+    pub fn stays_damaged(&self) -> bool {
+        let mended = |file: &String| {
+            self.actions.iter().any(|action| matches!(action, Action::WriteLetter { file: written } if written == file))
+        };
+        let letters = self.damaged_letters.iter().chain(&self.missing_letters).all(mended);
+        !(letters && self.damaged_blobs.is_empty() && self.broken.is_empty())
     }
 }
 
@@ -70,13 +85,35 @@ pub enum Action {
     Blank { file: String, offset: u64, bytes: u64 },
     /// Repair only: a file of another log is moved to the folder `damaged`.
     MoveAway { file: String },
+    /// Repair only: the file of a pending dead letter is written again from what the log says.
+    WriteLetter { file: String },
+}
+
+impl Action {
+    /// What it is done to.
+    #[must_use]
+    pub fn file(&self) -> &str {
+        match self {
+            Self::Cut { file, .. }
+            | Self::KeepAside { file, .. }
+            | Self::RebuildIndex { file }
+            | Self::Blank { file, .. }
+            | Self::MoveAway { file }
+            | Self::WriteLetter { file } => file,
+        }
+    }
 }
 
 /// Reads the log, the dead letters and the blobs that something live names, and changes nothing.
 ///
 /// # Errors
-/// When the queue folder cannot be read, or its format is a newer one.
+/// When the queue folder cannot be read, or it is of a newer program.
 pub fn verify<D: Disk>(disk: &D) -> Result<Report, LogError> {
+    look(disk).map(|(report, _)| report)
+}
+
+/// As [`verify`], with the pending dead letters whose files are to be written again.
+pub(super) fn look<D: Disk>(disk: &D) -> Result<(Report, Vec<DlqEntry>), LogError> {
     let meta = Meta::load(disk)?;
     let mut state = State::default();
     let (log, found) = recover::replay(disk, &mut |frame, segment| state.replay(&frame, segment))?;
@@ -93,14 +130,17 @@ pub fn verify<D: Disk>(disk: &D) -> Result<Report, LogError> {
         actions.push(Action::KeepAside { file, offset, bytes });
     }
     actions.extend(results.rebuilt().map(|no| Action::RebuildIndex { file: disk.shown(&results::index_path(no)) }));
-    Ok(Report {
+    let (missing_letters, unwritten) = unwritten_letters(disk, &state);
+    let report = Report {
         actions,
         damaged_results,
         damaged_letters: damaged_letters(disk)?,
+        missing_letters,
         damaged_blobs: damaged_blobs(disk, &state, &results),
         broken: check::check(&state),
         log,
-    })
+    };
+    Ok((report, unwritten))
 }
 
 /// What opening does to files.
@@ -141,4 +181,19 @@ fn damaged_letters<D: Disk>(disk: &D) -> Result<Vec<String>, DiskError> {
         damaged.extend(dlq.newest_first(place, &mut |_| ControlFlow::Continue(()))?);
     }
     Ok(damaged)
+}
+
+/// The pending letters whose files were written once and cannot be read now, and the names of those that are gone.
+fn unwritten_letters<D: Disk>(disk: &D, state: &State) -> (Vec<String>, Vec<DlqEntry>) {
+    let dlq = Dlq::reading(disk.clone());
+    let (mut missing, mut unwritten) = (Vec::new(), Vec::new());
+    for (id, task) in &state.letters {
+        let filed = letter_of(state, *task).is_some_and(|letter| letter.filed);
+        let (true, Err(error)) = (filed, dlq.read(Place::Pending, id)) else { continue };
+        if matches!(error, DlqError::Disk(DiskError::NotFound { .. })) {
+            missing.push(dlq.shown(Place::Pending, id));
+        }
+        unwritten.extend(entry_of(state, *task, "pending", None));
+    }
+    (missing, unwritten)
 }

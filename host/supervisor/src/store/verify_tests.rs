@@ -1,12 +1,16 @@
 //! Verify tells what recovery does, and repair makes it true for good.
 
-use tm_core::record::codec;
+use std::ops::ControlFlow;
+
+use tm_core::{api::DlqEntry, record::codec};
 
 use super::{
     disk::{Disk, How, MemDisk, read_whole},
+    dlq::{Dlq, Place},
     log_tests::{frame, open, put, small},
     repair::repair,
     segment,
+    small_queue_tests::{make as make_queue, put as put_file},
     verify::{Action, verify},
 };
 
@@ -33,6 +37,7 @@ fn names(actions: &[Action]) -> Vec<&'static str> {
             Action::RebuildIndex { .. } => "rebuild-index",
             Action::Blank { .. } => "blank",
             Action::MoveAway { .. } => "move-away",
+            Action::WriteLetter { .. } => "write-letter",
         })
         .collect();
     names.sort_unstable();
@@ -131,4 +136,34 @@ fn an_index_is_told_of_that_opening_makes_again_because_the_newest_segment_is_go
     assert!(told.contains(&Action::RebuildIndex { file: file.clone() }), "{told:#?}");
     drop(open(&disk, small()));
     assert!(disk.open(&file, How::Read).is_ok());
+}
+
+/// The file of a pending letter is a copy of what the log says: a repair writes it again.
+#[test]
+fn a_lost_or_damaged_file_of_a_pending_letter_is_named_and_written_again_by_a_repair() {
+    let disk = make_queue();
+    let mut entries: Vec<DlqEntry> = Vec::new();
+    let read = |disk: &MemDisk, entries: &mut Vec<DlqEntry>| {
+        Dlq::reading(disk.clone())
+            .newest_first(Place::Pending, &mut |entry| {
+                entries.push(entry);
+                ControlFlow::Continue(())
+            })
+            .unwrap()
+    };
+    read(&disk, &mut entries);
+    let path = |at: usize| format!("dlq/pending/{}.json", entries[at].entry_id);
+    disk.unlink(&path(0)).unwrap();
+    put_file(&disk, &path(1), b"{}");
+    let report = verify(&disk).unwrap();
+    assert_eq!(
+        (report.missing_letters.as_slice(), report.damaged_letters.as_slice()),
+        (&[path(0)][..], &[path(1)][..])
+    );
+    let report = repair(&disk, false).unwrap();
+    assert!(!report.stays_damaged());
+    let mut again = Vec::new();
+    assert_eq!(read(&disk, &mut again), [""; 0]);
+    assert_eq!(again, entries);
+    assert!(!verify(&disk).unwrap().is_damaged());
 }

@@ -53,7 +53,7 @@ pub(crate) fn repair(args: &RepairArgs) -> Outcome {
     let report = repair::repair(&disk, false)?;
     drop(locks);
     print(&report, "", args.json.json)?;
-    Ok(if report.has_more_than_a_log() { End::Damaged } else { End::Done })
+    Ok(if report.stays_damaged() { End::Damaged } else { End::Done })
 }
 
 fn existing(folders: &Folders) -> Result<RealDisk, Failure> {
@@ -73,6 +73,10 @@ fn print(report: &Report, would: &str, json: bool) -> io::Result<()> {
     report.log.damaged.iter().try_for_each(|damage| damaged(&mut out, damage))?;
     report.damaged_results.iter().try_for_each(|damage| unreadable(&mut out, damage))?;
     report.damaged_letters.iter().try_for_each(|file| writeln!(out, "damaged {file}: not a dead letter"))?;
+    report
+        .missing_letters
+        .iter()
+        .try_for_each(|file| writeln!(out, "damaged {file}: a dead letter's file is missing"))?;
     report.damaged_blobs.iter().try_for_each(|blob| writeln!(out, "damaged {}: {}", blob.file, words(&blob.why)))?;
     report.broken.iter().try_for_each(|rule| writeln!(out, "broken rule: {rule}"))?;
     report.actions.iter().try_for_each(|action| acted(&mut out, action, would))?;
@@ -126,5 +130,6 @@ fn acted(out: &mut impl Write, action: &Action, would: &str) -> io::Result<()> {
             writeln!(out, "{would}blank {bytes} damaged bytes: {file} at byte {offset}")
         }
         Action::MoveAway { file } => writeln!(out, "{would}move to the folder damaged: {file}"),
+        Action::WriteLetter { file } => writeln!(out, "{would}write {file} again"),
     }
 }
