@@ -103,6 +103,23 @@ fn a_second_supervisor_is_refused_by_name() {
     running.stop();
 }
 
+/// Whoever removed the lock's file: the socket that is answered holds the queue.
+#[test]
+fn without_the_file_of_its_lock_a_supervisor_still_keeps_its_queue() {
+    let home = Home::new();
+    let running = Running::start(&home, &[]);
+    for folder in ["queue", "idempotency", "dlq", "store"] {
+        std::fs::remove_file(home.path(format!("data/{folder}/tm.lock"))).unwrap();
+    }
+    for command in [&["workers", "start", "--pid-file", "other.pid"][..], &["queue", "repair"]] {
+        let ran = home.tm(command);
+        let answers = ran.stderr.contains("another supervisor answers at data/queue/tm.sock");
+        assert!(ran.code == Some(4) && answers, "{command:?}: {ran}");
+    }
+    assert!(home.tm(&["queue", "stats"]).stdout.starts_with("backend=file"), "it answers");
+    running.stop();
+}
+
 #[test]
 fn a_flow_that_nobody_knows_is_refused() {
     let home = Home::new();

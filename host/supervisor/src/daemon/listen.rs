@@ -64,6 +64,17 @@ fn bind_or_else(
     }
 }
 
+/// Refuses a queue whose socket is answered: its supervisor lives, whatever became of the file of its lock (I9).
+///
+/// # Errors
+/// [`ListenError::Live`].
+pub fn refuse_live(queue_dir: &Path) -> Result<(), ListenError> {
+    match connect(queue_dir) {
+        Ok(_) => Err(ListenError::Live { path: queue_dir.join(SOCKET_NAME) }),
+        Err(_) => Ok(()),
+    }
+}
+
 /// Connects to the queue's socket.
 ///
 /// # Errors

@@ -86,6 +86,7 @@ pub fn supervise(options: &Options, ready: &mut dyn FnMut(&Ready)) -> Result<End
     }
     let disk = RealDisk::create(&options.roots)?;
     let _locks = Locks::acquire(&options.roots, Role::Supervisor, LOCK_PATIENCE)?;
+    listen::refuse_live(&options.roots.queue)?;
     let pid_file = pid_file::write(&options.pid_file)?;
     let ended = match options.settings.queue.backend {
         Backend::File => serve(options, &options.roots.queue, disk, "file", ready),

@@ -259,6 +259,21 @@ mod tests {
     }
 
     #[test]
+    fn whatever_the_file_says_a_held_lock_is_held() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        let _lock = Lock::acquire(folder.path(), Role::Supervisor).unwrap();
+        let words = std::fs::read(&path).unwrap();
+        for changed in [&b""[..], &words[..words.len() / 2], &[words.as_slice(), &words].concat(), b"\0\0"] {
+            std::fs::write(&path, changed).unwrap();
+            let held = Lock::acquire(folder.path(), Role::Repair);
+            assert!(matches!(held, Err(LockError::Held { .. } | LockError::HeldUnnamed { .. })), "{held:?}");
+            assert!(!matches!(Lock::holder(folder.path()), Ok(None)));
+            assert_eq!(std::fs::read(&path).unwrap(), changed, "its words are not overwritten");
+        }
+    }
+
+    #[test]
     fn a_passing_writer_is_waited_for() {
         let folder = tempfile::tempdir().unwrap();
         let lock = Lock::acquire(folder.path(), Role::Passing).unwrap();

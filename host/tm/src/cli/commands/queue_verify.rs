@@ -5,14 +5,18 @@ use std::{
     time::Duration,
 };
 
-use tm_supervisor::store::{
-    blobs::BlobError,
-    disk::RealDisk,
-    lock::{Lock, Locks, Role},
-    recover::{self, Damage},
-    repair,
-    results::DamagedResults,
-    verify::{self, Action, Report},
+use tm_supervisor::{
+    daemon::listen,
+    run::RunError,
+    store::{
+        blobs::BlobError,
+        disk::RealDisk,
+        lock::{Lock, Locks, Role},
+        recover::{self, Damage},
+        repair,
+        results::DamagedResults,
+        verify::{self, Action, Report},
+    },
 };
 
 use crate::cli::{
@@ -50,6 +54,7 @@ pub(crate) fn repair(args: &RepairArgs) -> Outcome {
     // A folder that is gone is made, as opening does.
     let disk = RealDisk::create(&args.folders.roots())?;
     let locks = Locks::acquire(&args.folders.roots(), Role::Repair, PATIENCE)?;
+    listen::refuse_live(&args.folders.queue_dir).map_err(RunError::from)?;
     let report = repair::repair(&disk, false)?;
     drop(locks);
     print(&report, "", args.json.json)?;
