@@ -15,7 +15,6 @@ use rustix::{
 };
 use tm_core::{
     api::{ApiError, ErrorKind, Reply, Request},
-    limits::{API_LINE_MAX_BYTES, STEPS_PER_FLOW_MAX},
     queue::effect::Ticket,
 };
 use tokio::{
@@ -24,7 +23,7 @@ use tokio::{
     sync::{Notify, mpsc::UnboundedReceiver},
 };
 
-use super::{edge::ticket, lines::Lines};
+use super::{edge::ticket, requests::Requests};
 
 /// Calls of one connection that are not answered yet; beyond it nothing more is read from it.
 pub const IN_FLIGHT_MAX: u32 = 1024;
@@ -36,8 +35,6 @@ const OUT_AHEAD_BYTES: usize = 1024 * 1024;
 const STOPPING_LINE: &[u8] = b"\"Stopping\"\n";
 /// The kernel's SCM_MAX_FD.
 const FDS_PER_MESSAGE_MAX: usize = 253;
-/// Descriptors that came ahead of their line.
-const FDS_WAITING_MAX: usize = 2 * STEPS_PER_FLOW_MAX;
 
 /// One request of one client.
 #[derive(Debug)]
@@ -175,15 +172,14 @@ fn refuse(shared: &Shared, message: String, hint: Option<String>) {
 }
 
 async fn read(stream: &UnixStream, connection: u32, shared: &Shared, gate: &Gate, forward: &impl Fn(ApiCall)) {
-    let mut lines = Lines::default();
-    let mut fds: Vec<OwnedFd> = Vec::new();
+    let mut requests = Requests::default();
     loop {
-        while let Some(line) = lines.next() {
+        while let Some(next) = requests.take() {
             // One connection cannot fill the loop's inbox.
             while shared.with(|state| state.issued - state.answered >= IN_FLIGHT_MAX) {
                 shared.room.notified().await;
             }
-            match parse(lines.get(line), &mut fds) {
+            match next {
                 Ok((request, fds)) => {
                     let Some(call) = shared.with(|state| {
                         state.issued = state.issued.checked_add(1)?;
@@ -201,41 +197,24 @@ async fn read(stream: &UnixStream, connection: u32, shared: &Shared, gate: &Gate
                 Err(message) => refuse(shared, message, None),
             }
         }
-        if lines.waiting() > API_LINE_MAX_BYTES {
-            return refuse(shared, format!("a request has at most {API_LINE_MAX_BYTES} bytes"), None);
-        }
-        if fds.len() > FDS_WAITING_MAX {
-            let message = format!("more than {FDS_WAITING_MAX} descriptors came without a request for them");
+        if let Some(message) = requests.excess() {
             return refuse(shared, message, None);
         }
-        match receive(stream, &mut lines, &mut fds).await {
+        match receive(stream, &mut requests).await {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
     }
 }
 
-fn parse(line: &[u8], waiting: &mut Vec<OwnedFd>) -> Result<(Request, Vec<OwnedFd>), String> {
-    let request: Request = serde_json::from_slice(line).map_err(|error| format!("not a request: {error}"))?;
-    let wanted = match &request {
-        Request::Register(register) => register.components.len(),
-        _ => 0,
-    };
-    if waiting.len() < wanted {
-        return Err(format!("{wanted} components came with {} descriptors", waiting.len()));
-    }
-    let fds = waiting.drain(..wanted).collect();
-    Ok((request, fds))
-}
-
-async fn receive(stream: &UnixStream, lines: &mut Lines, fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
-    let room = lines.room();
+async fn receive(stream: &UnixStream, requests: &mut Requests) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_PER_MESSAGE_MAX))];
     loop {
         stream.readable().await?;
+        let mut fds: Vec<OwnedFd> = Vec::new();
         let received = stream.try_io(Interest::READABLE, || {
             let mut control = RecvAncillaryBuffer::new(&mut space);
-            let mut parts = [IoSliceMut::new(room)];
+            let mut parts = [IoSliceMut::new(requests.room())];
             let message = recvmsg(stream.as_fd(), &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
             for ancillary in control.drain() {
                 if let RecvAncillaryMessage::ScmRights(rights) = ancillary {
@@ -246,7 +225,7 @@ async fn receive(stream: &UnixStream, lines: &mut Lines, fds: &mut Vec<OwnedFd>)
         });
         match received {
             Ok(count) => {
-                lines.received(count);
+                requests.received(count, fds);
                 return Ok(count);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

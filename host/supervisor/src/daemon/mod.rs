@@ -10,6 +10,7 @@ pub mod fair;
 mod lines;
 pub mod listen;
 pub mod pid_file;
+mod requests;
 pub mod signals;
 
 pub use client::{Client, ClientError};
@@ -17,4 +18,5 @@ pub use connection::ApiCall;
 pub use edge::{Edge, EdgeError, Incoming};
 pub use fair::RoundRobin;
 pub use listen::{ListenError, SOCKET_NAME};
+pub use requests::Requests;
 pub use signals::Signal;
