@@ -31,4 +31,6 @@ mod reliability_tests;
 #[cfg(test)]
 pub(crate) mod small_queue_tests;
 #[cfg(test)]
+mod upgrade_tests;
+#[cfg(test)]
 mod verify_tests;

@@ -20,10 +20,15 @@ fn every(places: usize) -> usize {
     if std::env::var_os("TM_FLIP_ALL").is_some() { 1 } else { places }
 }
 
+/// A segment of the log; the others are of results.
+fn is_log(path: &str) -> bool {
+    path.starts_with("queue/segment-") && path.ends_with(".log")
+}
+
 /// The records of the log by file: where each begins and ends, and its sequence.
 fn records(files: &[(String, Vec<u8>)]) -> BTreeMap<String, Vec<(usize, usize, u64)>> {
     let mut records = BTreeMap::new();
-    for (path, bytes) in files.iter().filter(|(path, _)| path.ends_with(".log")) {
+    for (path, bytes) in files.iter().filter(|(path, _)| is_log(path)) {
         let mut lines = Vec::new();
         let mut start = 0;
         for line in bytes.split_inclusive(|&byte| byte == b'\n') {
@@ -40,7 +45,7 @@ fn records(files: &[(String, Vec<u8>)]) -> BTreeMap<String, Vec<(usize, usize, u
 /// The damage as a person reads it.
 fn story(report: &Report) -> (String, Vec<String>, Vec<String>) {
     let blobs = report.damaged_blobs.iter().map(|blob| blob.file.clone()).collect();
-    (format!("{:?}", report.log), report.damaged_letters.clone(), blobs)
+    (format!("{:?} {:?}", report.log, report.damaged_results), report.damaged_letters.clone(), blobs)
 }
 
 #[test]
@@ -54,8 +59,12 @@ fn any_flipped_byte_of_a_queue_directory_costs_at_most_its_record_and_is_named()
     assert!(!whole.is_damaged() && whole.actions.is_empty() && whole.log.frames == total, "{whole:#?}");
     let mut tried = 0_usize;
     for (path, bytes) in &files {
-        // A large blob is checked as a whole: its bytes are all alike.
-        let step = if bytes.len() > 60_000 && !path.ends_with(".log") { every(499) } else { 1 };
+        // A large blob is checked as a whole: its bytes are all alike. So are most of an index of results.
+        let step = match path {
+            _ if bytes.len() > 60_000 && !is_log(path) => every(499),
+            _ if path.starts_with("queue/results-") => every(13),
+            _ => 1,
+        };
         for place in (0..bytes.len()).step_by(step) {
             let file = disk.open(path, How::Write).unwrap();
             let bad = bytes[place] ^ (1 << (place % 8));
@@ -86,9 +95,10 @@ fn check_other(path: &str, place: usize, total: u64, report: &Report) {
     assert_eq!((report.log.frames, report.log.damaged.len(), report.log.cut_bytes), (total, 0, 0), "{}", at());
     let never_read = path.ends_with("queue.offset") || path.ends_with("idempotency.json");
     let rebuilt = report.actions.iter().any(|action| format!("{action:?}").contains(path));
+    let result = report.damaged_results.iter().any(|damaged| damaged.file == path);
     let letter = report.damaged_letters.iter().any(|file| file == path);
     let blob = report.damaged_blobs.iter().any(|blob| blob.file == path);
-    assert!(never_read || rebuilt || letter || blob, "{}", at());
+    assert!(never_read || rebuilt || result || letter || blob, "{}", at());
 }
 
 fn check_log(path: &str, place: usize, lines: &[(usize, usize, u64)], total: u64, log: &Recovery) {

@@ -140,8 +140,17 @@ fn enqueue(flow: &str, key: Option<String>, input: Payload) -> Input {
 
 /// The queue of a disk, opened by what a supervisor opens it with.
 pub(crate) fn open(disk: &MemDisk) -> Turn<MemDisk> {
+    open_with(disk, Policy::default())
+}
+
+/// As [`open`]; most runs that ended leave memory at once, a few of them to each results segment.
+fn open_keeping(disk: &MemDisk) -> Turn<MemDisk> {
+    open_with(disk, Policy { results_max_bytes: 32 * 1024, ..Policy::default() }).with_finished_max(8)
+}
+
+fn open_with(disk: &MemDisk, policy: Policy) -> Turn<MemDisk> {
     let blobs = Stored(BlobStore::new(disk.clone()).unwrap());
-    let rules = Rules { policy: Policy::default(), evaluate: Box::new(MiniJinja::new()), blobs: Box::new(blobs) };
+    let rules = Rules { policy, evaluate: Box::new(MiniJinja::new()), blobs: Box::new(blobs) };
     let reserve = Reserve { end_bytes: 2048, sweep_bytes: 8192, slack_bytes: 1024 };
     Turn::open(disk.clone(), OPTIONS, rules, [3; 16], Millis(1_000_000)).unwrap().0.with_reserve(reserve)
 }
@@ -176,7 +185,8 @@ pub(crate) fn waiting() -> Turn<MemDisk> {
     turn
 }
 
-/// More than 300 records over several segments, a closed log, blobs, dead letters in every folder, the file of keys.
+/// More than 300 records over several segments, a closed log, segments of results, blobs, dead letters in every folder, the
+/// file of keys.
 pub(crate) fn make() -> MemDisk {
     let disk = MemDisk::default();
     let mut now = Millis(1_000_000);
@@ -188,7 +198,7 @@ pub(crate) fn make() -> MemDisk {
         if n % 20 == 19 && n < 50 {
             turn.close().unwrap();
             rotate(&disk);
-            turn = open(&disk);
+            turn = open_keeping(&disk);
         }
         let flow = if n % 10 == 9 { "poison" } else { "good" };
         let key = (n % 4 == 0).then(|| format!("order-{n}"));
@@ -221,6 +231,17 @@ pub(crate) fn make() -> MemDisk {
         assert!(some && damaged.unwrap().is_empty(), "{place:?}");
     }
     disk
+}
+
+/// Enqueues a run that waits for a worker, and closes the queue.
+pub(crate) fn leave_waiting(disk: &MemDisk) {
+    let mut turn = open(disk);
+    turn.draining = true;
+    let mut hands = Hands { letters: Dlq::open(disk.clone()).unwrap(), profile: None, inputs: VecDeque::new() };
+    let mut inputs = VecDeque::from([enqueue("good", Some("waits".into()), json("{}"))]);
+    let now = turn.state.last_at;
+    turn.turn(now, &mut inputs, &mut hands).unwrap();
+    turn.close().unwrap();
 }
 
 /// Closes the active segment, however little is in it, and begins the next one.
