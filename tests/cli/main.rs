@@ -2,6 +2,7 @@
 
 mod arguments;
 mod configuration;
+mod damage;
 mod flows;
 mod home;
 mod newer;

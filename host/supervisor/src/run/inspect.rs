@@ -156,16 +156,40 @@ mod tests {
         let look = || look_in(true);
         assert_eq!((look(), look()), (1, 1));
         let path = path(&Digest::of(b"component"));
-        let size = disk.size(&disk.open(&path, How::Read).unwrap()).unwrap();
-        for offset in [0, 70, size - 4] {
-            disk.write_at(&disk.open(&path, How::Write).unwrap(), offset, b"~").unwrap();
+        let good = read_whole(&disk, &path, KEPT_MAX_BYTES).unwrap();
+        let flipped = |at: usize| {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            bad
+        };
+        let other = Kept {
+            version: env!("CARGO_PKG_VERSION").into(),
+            inspection: Inspection {
+                digest: Digest::of(b"other"),
+                ..counting.inspect(sealed::make(b"").unwrap().as_fd()).unwrap()
+            },
+        };
+        let other = serde_json::to_string(&other).unwrap();
+        let other = format!("{}\n{other}", Digest::of(other.as_bytes())).into_bytes();
+        let (cut, doubled) = (good[..good.len() / 2].to_vec(), [good.as_slice(), &good].concat());
+        for (how, bad) in [
+            ("flipped in front", flipped(0)),
+            ("flipped in the middle", flipped(70)),
+            ("flipped at the end", flipped(good.len() - 4)),
+            ("cut", cut),
+            ("emptied", Vec::new()),
+            ("doubled", doubled),
+            ("swapped", other),
+        ] {
+            disk.write_at(&disk.open(&path, How::Replace).unwrap(), 0, &bad).unwrap();
             let before = counting.0.load(SeqCst);
-            assert_eq!((look(), look()), (before + 1, before + 1), "damaged at {offset}");
+            assert_eq!((look(), look()), (before + 1, before + 1), "{how}");
         }
+        let before = counting.0.load(SeqCst);
         forget(&disk, &BTreeSet::from([Digest::of(b"component")])).unwrap();
-        assert_eq!(look(), 4);
+        assert_eq!(look(), before);
         forget(&disk, &BTreeSet::new()).unwrap();
-        assert_eq!(look(), 5);
-        assert_eq!((look_in(false), look_in(false)), (6, 7));
+        assert_eq!(look(), before + 1);
+        assert_eq!((look_in(false), look_in(false)), (before + 2, before + 3));
     }
 }

@@ -21,6 +21,8 @@ pub mod verify;
 #[cfg(test)]
 mod artifacts_tests;
 #[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
 pub(crate) mod faults;
 #[cfg(test)]
 mod log_tests;

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use tm_core::record::codec;
 
 use super::{
-    disk::{Disk, How, MemDisk},
+    disk::{Disk, How},
     recover::{self, Recovery},
     repair::repair,
-    small_queue_tests::{copy, files, goes_on, make, put},
+    small_queue_tests::{copy, files, goes_on, make},
     verify::{Report, verify},
 };
 
@@ -115,93 +115,5 @@ fn check_log(path: &str, place: usize, lines: &[(usize, usize, u64)], total: u64
         // The first record of all may go without a gap before it.
         assert!(lost.iter().all(|lost| Some(lost.0) == held && lost.0 == lost.1), "{}", at());
         assert!(!lost.is_empty() || held == Some(1), "{}", at());
-    }
-}
-
-/// What a file of this kind is called, without its number.
-fn kind(path: &str) -> String {
-    let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
-    let folder = path.strip_suffix(name).unwrap_or_default();
-    let folder = if folder.starts_with("store/blobs") { "store/blobs/" } else { folder };
-    match name.rsplit_once('.') {
-        Some((_, ending)) if name.starts_with("segment-") || name.starts_with("dlq-") => format!("{folder}*.{ending}"),
-        None => format!("{folder}*"),
-        _ => path.to_owned(),
-    }
-}
-
-/// Reading, repairing and running after a change of whole files. Records that are lost are named.
-fn check_change(what: &str, disk: &MemDisk, total: u64) -> Report {
-    let before = files(disk);
-    let report = verify(disk).unwrap_or_else(|error| panic!("{what}: {error}"));
-    let dry = repair(disk, true).unwrap_or_else(|error| panic!("{what}: {error}"));
-    assert_eq!(story(&dry), story(&report), "{what}");
-    assert_eq!(files(disk), before, "{what}: reading changes nothing (I12)");
-    if report.log.frames < total {
-        assert!(report.is_damaged() || report.log.cut_bytes > 0, "{what}: {} of {total}", report.log.frames);
-    }
-    let other = copy(&before);
-    assert!(goes_on(&other), "{what}: the rest runs");
-    drop(repair(&other, false).unwrap_or_else(|error| panic!("{what}: {error}")));
-    let again = verify(&other).unwrap().log.damaged;
-    assert!(again.is_empty(), "{what}: after a repair {again:#?}");
-    report
-}
-
-#[test]
-fn cut_emptied_doubled_deleted_and_swapped_files_are_named_and_the_rest_runs() {
-    let disk = make();
-    let whole = files(&disk);
-    let records = records(&whole);
-    let total: u64 = records.values().map(|lines| lines.len() as u64).sum();
-    let with = |path: &str, bytes: Option<&[u8]>| {
-        let files = copy(&whole);
-        match bytes {
-            Some(bytes) => put(&files, path, bytes),
-            None => files.unlink(path).unwrap(),
-        }
-        files
-    };
-    let mut kinds: BTreeMap<String, Vec<&(String, Vec<u8>)>> = BTreeMap::new();
-    whole.iter().for_each(|file| kinds.entry(kind(&file.0)).or_default().push(file));
-    for (path, bytes) in &whole {
-        let doubled = [bytes.as_slice(), bytes].concat();
-        let damaged = [
-            ("cut", with(path, Some(&bytes[..bytes.len() / 2]))),
-            ("emptied", with(path, Some(b""))),
-            ("doubled", with(path, Some(&doubled))),
-            ("deleted", with(path, None)),
-        ];
-        for (how, disk) in &damaged {
-            let report = check_change(&format!("{how} {path}"), disk, total);
-            if path.starts_with("store/blobs/") {
-                assert!(report.damaged_blobs.iter().any(|blob| blob.file == *path), "{how} {path}: {report:#?}");
-            }
-            if records.contains_key(path) && *how != "doubled" {
-                let named = report.log.damaged.iter().any(|damage| damage.file == *path);
-                // A first segment that is missing is named by the one after it.
-                let first = records.keys().next() == Some(path);
-                assert!(named || first && report.is_damaged(), "{how} {path}: {report:#?}");
-            }
-        }
-    }
-    for (path, lines) in &records {
-        let bytes = &whole.iter().find(|(other, _)| other == path).unwrap().1;
-        for (place, (_, end, sequence)) in lines.iter().enumerate() {
-            let disk = with(path, Some(&bytes[..*end]));
-            let report = verify(&disk).unwrap();
-            let rest = lines.len() - place - 1;
-            assert_eq!(report.log.frames, total - rest as u64, "{path} cut after record {sequence}");
-            let named = report.log.damaged.iter().any(|damage| damage.lost.is_some_and(|lost| lost.0 == sequence + 1));
-            assert_eq!(named, rest > 0, "{path} cut after record {sequence}: {:#?}", report.log.damaged);
-        }
-    }
-    for (kind, files) in kinds {
-        let [.., one, other] = files.as_slice() else { continue };
-        let disk = with(&one.0, Some(&other.1));
-        put(&disk, &other.0, &one.1);
-        let report = check_change(&format!("two of {kind} swapped"), &disk, total);
-        let told = report.is_damaged() || !report.actions.is_empty();
-        assert!(told, "two of {kind} swapped: {report:#?}");
     }
 }

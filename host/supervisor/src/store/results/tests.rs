@@ -452,3 +452,23 @@ fn an_index_that_was_durable_before_its_segment_is_no_witness() {
     let missing = damaged(&disk, &SECRET, &mark).unwrap().into_iter().filter(|damaged| damaged.missing_bytes > 0);
     assert_eq!((mark.segment, missing.count()), (newest + 1, 0));
 }
+
+/// Their indexes agree by length, and each record is whole.
+#[test]
+fn runs_of_two_swapped_segments_of_one_length_are_answered_as_damaged() {
+    let disk = MemDisk::default();
+    let mut store = open(&disk, &ResultsMark::default(), 1 << 20);
+    store.segment_max_bytes = 1;
+    for no in [10, 11] {
+        store.append([run(no, None, 9)].iter().map(line)).unwrap();
+    }
+    let mark = kept(&store);
+    store.close().unwrap();
+    let [one, other] = [1, 2].map(|no| read_whole(&disk, &path(no), 1 << 20).unwrap());
+    assert!(one.len() == other.len() && one != other);
+    put(&disk, &path(1), &other);
+    put(&disk, &path(2), &one);
+    let store = ResultStore::read(disk.clone(), SECRET, &mark).unwrap();
+    assert!([10, 11].iter().all(|no| matches!(store.run(RunId(*no)), Some(Err(_)))));
+    assert_eq!(damaged(&disk, &SECRET, &mark).unwrap(), []);
+}
