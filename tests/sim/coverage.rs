@@ -151,7 +151,7 @@ const REQUIRED: &[(&str, &[&str])] = &[
     ),
     ("duplicate report", &["in the same turn", "in a later turn"]),
     ("forged report", &["another worker's task", "a stale attempt", "an attempt to come", "an unknown run"]),
-    ("clock jump", &["forward", "back"]),
+    ("clock jump", &["forward", "back", "the wall is set forward", "the wall is set back"]),
     ("enqueue", &["new", "duplicate", "key with another input", "unknown flow", "full"]),
     ("operator", &["cancel", "requeue", "purge", "forget key", "register again", "requeue skipped: key held"]),
     ("recovery", &["state is the same as before"]),

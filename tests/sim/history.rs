@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use tm_core::{
     api::RunState,
-    queue::{check::check, effect::Input, policy::Policy},
+    queue::{check::check, effect::Input, policy::Policy, state::State},
     time::Millis,
 };
 use tm_supervisor::{
@@ -66,6 +66,8 @@ pub(crate) struct History {
     pub(crate) now: Millis,
     /// The latest time that a turn was told, before the clock went back.
     pub(crate) latest: Millis,
+    /// How far `now` is ahead of the wall, in a history whose wall is set while the supervisor runs; none in the others.
+    pub(crate) ahead_ms: Option<u64>,
     pub(crate) rivals: Rivals,
     pub(crate) without: Without,
     result_ttl_ms: u64,
@@ -97,6 +99,7 @@ impl History {
             inputs: VecDeque::new(),
             now: Millis(1_700_000_000_000),
             latest: Millis(0),
+            ahead_ms: (random.chance(20) && !plan.without.has(Fault::ClockJump)).then_some(0),
             rivals: Rivals::default(),
             without: plan.without,
             result_ttl_ms: match random.below(2) {
@@ -115,6 +118,7 @@ impl History {
             random,
             disk,
         };
+        history.ledger.leapt_ms = history.ahead_ms;
         history.start();
         history.clients.register_all(small, &mut history.inputs);
         for turn in 0..plan.turns {
@@ -211,20 +215,67 @@ impl History {
     }
 
     fn clock(&mut self) {
-        // The clock itself never goes back (the supervisor's clock sees to that), but the one before a restart may
-        // have been ahead: the turn never goes below the newest frame.
         match self.random.below(1000) {
             0..4 if self.without.has(Fault::ClockJump) => {}
             0..2 => {
-                self.world.coverage.fault("clock jump", "forward");
-                self.now = self.now.plus(self.random.below(20_000));
+                let by_ms = self.random.below(20_000);
+                self.wall_forward(by_ms);
             }
             2..4 => {
-                self.world.coverage.fault("clock jump", "back");
-                self.now = Millis(self.now.0.saturating_sub(self.random.below(500)));
+                let by_ms = self.random.below(500);
+                self.wall_back(by_ms);
             }
             _ => self.now = self.now.plus(1 + self.random.below(12)),
         }
+    }
+
+    fn wall_forward(&mut self, by_ms: u64) {
+        let Some(ahead_ms) = self.ahead_ms else {
+            self.world.coverage.fault("clock jump", "forward");
+            self.now = self.now.plus(by_ms);
+            return;
+        };
+        let leapt_ms = by_ms.saturating_sub(ahead_ms);
+        self.now = self.now.plus(leapt_ms);
+        self.wall_moved(leapt_ms, ahead_ms.saturating_sub(by_ms), "the wall is set forward");
+    }
+
+    fn wall_back(&mut self, by_ms: u64) {
+        let Some(ahead_ms) = self.ahead_ms else {
+            // The clock itself never goes back (the supervisor's clock sees to that), but the one before a restart may
+            // have been ahead: the turn never goes below the newest frame.
+            self.world.coverage.fault("clock jump", "back");
+            self.now = Millis(self.now.0.saturating_sub(by_ms));
+            return;
+        };
+        self.wall_moved(0, ahead_ms + by_ms, "the wall is set back");
+    }
+
+    /// As the supervisor's clock tells its turn. What follows is in memory only, so that such a history is not compared
+    /// with what replay makes of it.
+    fn wall_moved(&mut self, leapt_ms: u64, ahead_ms: u64, how: &'static str) {
+        self.ahead_ms = Some(ahead_ms);
+        if let Some(turn) = &mut self.turn {
+            self.world.coverage.fault("clock jump", how);
+            turn.state.clock_moved(leapt_ms, ahead_ms);
+            self.ledger.leapt(leapt_ms);
+        }
+    }
+
+    /// The clock of a new process begins with the wall's time, or that of the newest frame.
+    pub(crate) fn clock_starts(&mut self, turn: &mut Turn<SimDisk>) {
+        if let Some(ahead_ms) = &mut self.ahead_ms {
+            let wall = Millis(self.now.0.saturating_sub(*ahead_ms));
+            self.now = wall.max(turn.state.last_at);
+            *ahead_ms = self.now.since(wall);
+            turn.state.clock_moved(0, *ahead_ms);
+            self.ledger.clock_starts();
+        }
+    }
+
+    /// The state, to be compared with what replay makes of the log.
+    fn remember(&self, state: &State) -> Option<String> {
+        self.ahead_ms.is_none().then(|| image(state, self.latest))
     }
 
     fn plan_faults(&mut self) {
@@ -270,7 +321,7 @@ impl History {
     fn stop(&mut self, what: Break, phase: &'static str) {
         self.world.coverage.fault(what.name(), phase);
         if phase == "before decide" && self.turn.is_some() {
-            self.before = self.turn.as_ref().map(|turn| image(&turn.state, self.latest));
+            self.before = self.turn.as_ref().and_then(|turn| self.remember(&turn.state));
         }
         self.disk.inner().stop(what);
         self.restart();
@@ -297,7 +348,8 @@ impl History {
 
     fn take_turn(&mut self) {
         let Some(turn) = &mut self.turn else { return };
-        let compares = self.compares_every > 0 && self.world.turn.is_multiple_of(self.compares_every);
+        let compares =
+            self.ahead_ms.is_none() && self.compares_every > 0 && self.world.turn.is_multiple_of(self.compares_every);
         let before = compares.then(|| turn.state.clone());
         for input in &self.inputs {
             if matches!(input, Input::Made { run, .. } if !turn.state.runs.contains_key(run)) {
@@ -446,7 +498,7 @@ impl History {
         let unfinished = count(RunState::Stalled);
         assert_eq!(state.runs.len() as u64, unfinished);
         // Cut off between two turns once more: nothing is lost when nothing happens.
-        self.before = Some(image(state, self.latest));
+        self.before = self.remember(state);
         self.disk.inner().stop(Break::PowerLoss);
         self.restart();
         let Some(turn) = &self.turn else { return };

@@ -81,9 +81,24 @@ pub(crate) struct Ledger {
     pub(crate) requeued: u64,
     /// Entries that were given up, by name or with their run.
     pub(crate) purged: u64,
+    /// What of the queue's time did not pass, because a running supervisor's wall was set forward. None: the clock is one
+    /// that goes back within a process, so that nothing is known of what passed.
+    pub(crate) leapt_ms: Option<u64>,
+    /// Backoffs: how long each is, and what had passed of time when it began.
+    backoffs: BTreeMap<TaskRef, (u64, u64)>,
 }
 
 impl Ledger {
+    /// The queue's time leapt without passing.
+    pub(crate) fn leapt(&mut self, leapt_ms: u64) {
+        self.leapt_ms = self.leapt_ms.map(|before| before + leapt_ms);
+    }
+
+    /// A new process finds the wall as it is: what was left of backoffs by the old one's clock is not known to it.
+    pub(crate) fn clock_starts(&mut self) {
+        self.backoffs.clear();
+    }
+
     /// Takes the bytes of commits: frames that are not yet known to be durable.
     pub(crate) fn written(&mut self, bytes: &[u8]) {
         for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
@@ -288,6 +303,12 @@ impl Ledger {
                     other => panic!("task {task:?} is leased while {other:?} (I3)"),
                 }
                 (found.at, found.attempt) = (At::Leased(*worker), *attempt);
+                if let Some((span_ms, since)) = self.backoffs.remove(task)
+                    && let Some(leapt_ms) = self.leapt_ms
+                {
+                    let passed_ms = at.0 - leapt_ms - since;
+                    assert!(passed_ms >= span_ms, "{task:?} starts after {passed_ms} ms of a backoff of {span_ms} ms");
+                }
             }
             Event::Succeeded(succeeded) => {
                 assert!(
@@ -300,6 +321,9 @@ impl Ledger {
             Event::RetryScheduled(retry) => {
                 assert_ne!(retry.message, MARK, "a failure is believed that nobody may report (I3)");
                 self.end(retry.task, retry.attempt, At::Delayed, "leased -> delayed", coverage);
+                if let Some(leapt_ms) = self.leapt_ms {
+                    self.backoffs.insert(retry.task, (retry.ready_at.since(at), at.0 - leapt_ms));
+                }
             }
             Event::Released { task, attempt, reason } => {
                 assert_eq!(*reason, ReleaseReason::NotStarted);
@@ -322,6 +346,7 @@ impl Ledger {
                     found.at = At::Dead;
                 }
                 self.task(dead.task).entry = Some(dead.entry.clone());
+                self.backoffs.remove(&dead.task);
                 assert!(self.letters.insert(dead.entry.clone()), "entry {} exists twice", dead.entry);
                 self.release_held(dead.task, coverage);
             }

@@ -48,6 +48,7 @@ impl History {
                     self.disk.inner().recovering = false;
                     if self.disk.inner().broken.is_none() {
                         self.compare(&turn);
+                        self.clock_starts(&mut turn);
                         self.inputs = turn.recover().into();
                         self.turn = Some(turn);
                         return;
