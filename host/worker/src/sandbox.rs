@@ -13,3 +13,4 @@ pub mod limits;
 pub mod linker;
 pub mod run;
 pub mod verdict;
+pub mod walk;
