@@ -225,6 +225,7 @@ fn the_tests_stand_where_the_architecture_says() {
         "tests/sandbox",
         "tests/cli",
         "tests/golden",
+        "tests/fuzz",
         "tests/guests",
         "tests/broken",
         "scripts/setup",

@@ -28,6 +28,7 @@ mod sweep;
 
 pub use local::{Local, Reader, preview};
 pub use once::{Once, run_once};
+pub use reports::report_of;
 pub use supervise::{Ended, Ready, supervise};
 
 use std::{os::fd::OwnedFd, path::PathBuf};

@@ -14,7 +14,7 @@ use tm_core::{
 use crate::{store::artifacts::ArtifactError, workers::sealed};
 
 /// A report with its bodies as payloads. `output_max_bytes` is the step's own limit.
-pub(super) fn report_of(report: wire::Report, fds: &[OwnedFd], output_max_bytes: u64, blobs: &dyn Blobs) -> Report {
+pub fn report_of(report: wire::Report, fds: &[OwnedFd], output_max_bytes: u64, blobs: &dyn Blobs) -> Report {
     let wire::Report { task, attempt, outcome, usage, .. } = report;
     let outcome = match outcome {
         wire::Outcome::NotStarted { .. } => Outcome::NotStarted,
