@@ -347,6 +347,17 @@ pub struct Totals {
     pub refused_reports: u64,
 }
 
+impl Totals {
+    /// Whether a queue can have counted so far: at a million a second, these take centuries.
+    #[must_use]
+    pub fn are_possible(&self) -> bool {
+        let runs = [self.runs_enqueued, self.runs_succeeded, self.runs_failed, self.runs_cancelled];
+        let tasks = [self.tasks_started, self.tasks_succeeded, self.tasks_dead, self.retries, self.redelivered];
+        let others = [self.idempotency_hits, self.dlq_requeued, self.dlq_purged, self.orphans, self.refused_reports];
+        runs.iter().chain(&tasks).chain(&others).all(|count| *count < 1 << 53)
+    }
+}
+
 /// What [`Request::Counters`] answers: since the supervisor started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {

@@ -96,12 +96,15 @@ pub struct BlobRef {
     pub size_bytes: u64,
 }
 
+/// A larger blob cannot be: sums of many stay numbers, whatever a record says.
+const BLOB_MAX_BYTES: u64 = 1 << 40;
+
 impl Payload {
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         match self {
             Self::Inline(json) => json.size_bytes(),
-            Self::Blob(blob) => blob.size_bytes,
+            Self::Blob(blob) => blob.size_bytes.min(BLOB_MAX_BYTES),
         }
     }
 

@@ -97,7 +97,7 @@ impl State {
                 end_attempt(found, *attempt, at, "requeued:stale", Some(code::WORKER_LOST), Usage::default());
                 indexes.remove(place, found);
                 found.suspect = true;
-                found.failures += u32::from(*counted);
+                found.failures = found.failures.saturating_add(u32::from(*counted));
                 found.limited_since = None;
                 found.lost_in_company = if *counted { 0 } else { found.lost_in_company.saturating_add(1) };
                 found.phase = Phase::Ready { since: at };
@@ -221,6 +221,7 @@ impl State {
                 self.flows.get(&run.flow)?;
                 self.run_snapshot(run);
             }
+            Event::TotalsSnapshot(totals) if !totals.are_possible() => return None,
             Event::TotalsSnapshot(totals) => self.totals = (**totals).clone(),
         }
         Some(())
@@ -271,7 +272,7 @@ impl State {
         found.attempt = found.attempt.max(succeeded.attempt);
         if task.item.is_some() {
             if let Some(StepRun::Fan(fan)) = self.runs.get_mut(&task.run)?.steps.get_mut(usize::from(task.step)) {
-                fan.output_bytes += succeeded.output.size_bytes();
+                fan.output_bytes = fan.output_bytes.saturating_add(succeeded.output.size_bytes());
             }
             return self.item_ended(task, true, at);
         }
@@ -290,7 +291,8 @@ impl State {
         let run = self.runs.get_mut(&task.run)?;
         let (flow, priority) = (run.flow, run.priority);
         let Some(StepRun::Fan(fan)) = run.steps.get_mut(usize::from(task.step)) else { return None };
-        *(if succeeded { &mut fan.succeeded } else { &mut fan.dead }) += 1;
+        let ended = if succeeded { &mut fan.succeeded } else { &mut fan.dead };
+        *ended = ended.saturating_add(1);
         if fan.is_full() {
             self.indexes.due.insert((task.run, task.step));
         }
@@ -315,7 +317,7 @@ impl State {
         let (place, found, indexes) = self.open_task(retry.task)?;
         let outcome = if retry.counted { "retry" } else { "rate-limited" };
         end_attempt(found, retry.attempt, at, outcome, Some(&retry.code), retry.usage);
-        found.failures += u32::from(retry.counted);
+        found.failures = found.failures.saturating_add(u32::from(retry.counted));
         indexes.remove(place, found);
         found.limited_since = if retry.counted {
             None
@@ -355,7 +357,7 @@ impl State {
             let (place, found, indexes) = self.open_task(task)?;
             // A start that was never made leaves no attempt behind; a refused lease ends here too.
             end_attempt(found, dead.attempt, at, "dead", Some(&dead.code), dead.usage);
-            found.failures += u32::from(dead.last_code.is_some());
+            found.failures = found.failures.saturating_add(u32::from(dead.last_code.is_some()));
             letter.failures = found.failures;
             indexes.set_phase(place, found, Phase::Dead(Box::new(letter)));
             if task.item.is_some() {

@@ -53,7 +53,7 @@ impl Desk<'_> {
     /// Whether an item's output would make the list of its fan-out larger than an input may be.
     fn overflows(&self, task: TaskRef, output_bytes: u64) -> bool {
         let step = self.state.runs.get(&task.run).and_then(|run| run.steps.get(usize::from(task.step)));
-        matches!(step, Some(StepRun::Fan(fan)) if fan.output_bytes + output_bytes > INPUT_MAX_BYTES)
+        matches!(step, Some(StepRun::Fan(fan)) if fan.output_bytes.saturating_add(output_bytes) > INPUT_MAX_BYTES)
     }
 
     pub(crate) fn progress(&mut self, from: WorkerId, task: TaskRef, attempt: Attempt, percent: u8) {

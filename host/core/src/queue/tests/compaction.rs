@@ -1,7 +1,11 @@
 //! Compaction: what is kept of the log is enough to rebuild the state.
 
 use super::*;
-use crate::queue::{decide::Sweep, event::Event, results::ResultsMark};
+use crate::{
+    api::Totals,
+    json::BlobRef,
+    queue::{decide::Sweep, event::Event, results::ResultsMark, run::StepRun},
+};
 
 /// Sweeps everything up to the segment before the newest, a new segment before each slice; forgets the old ones.
 fn compact(bench: &mut Bench, most: usize, room_bytes: u64) {
@@ -159,4 +163,32 @@ fn numbers_that_no_results_segment_can_have_are_not_believed() {
         state.apply(&event, Millis(1));
     }
     assert_eq!((state.results, state.totals.orphans), (ResultsMark::default(), 5));
+}
+
+#[test]
+fn numbers_of_a_record_that_cannot_be_overflow_nothing() {
+    let mut bench = lived();
+    let huge = Payload::Blob(Box::new(BlobRef { digest: Digest::of(b"huge"), size_bytes: u64::MAX }));
+    for event in bench.log.iter_mut().flat_map(|(frame, _)| &mut frame.events) {
+        if let Event::Succeeded(succeeded) = event {
+            succeeded.output = huge.clone();
+        }
+    }
+    let mut state = bench.replayed();
+    assert!(state.finished.values().filter(|run| run.output.as_ref() == Some(&huge)).count() > 1);
+    let totals = Totals { runs_enqueued: u64::MAX, ..Totals::default() };
+    state.apply(&Event::TotalsSnapshot(Box::new(totals)), Millis(1));
+    assert_eq!(state.totals.orphans, 1);
+    for mut run in state.runs.values().cloned().collect::<Vec<_>>() {
+        for step in &mut run.steps {
+            match step {
+                StepRun::Single(task) => task.failures = u32::MAX,
+                StepRun::Fan(fan) => (fan.succeeded, fan.dead, fan.output_bytes) = (u32::MAX, u32::MAX, u64::MAX),
+                _ => {}
+            }
+        }
+        let task = TaskRef { run: run.id, step: 0, item: None };
+        state.apply(&Event::RunSnapshot(run), Millis(1));
+        state.apply(&Event::Lost { task, attempt: 1, counted: true }, Millis(1));
+    }
 }
