@@ -301,6 +301,7 @@ fn run() -> Run {
             trace: Some(raw("{}")),
             env: vec![("A".into(), "b".into())],
             ready_at: Some(AT),
+            requeued_at: None,
         })),
         steps: vec![
             StepRun::Waiting,

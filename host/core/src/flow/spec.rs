@@ -20,7 +20,8 @@ pub struct FlowSpec {
     pub version: Option<String>,
     #[serde(default)]
     pub description: Option<String>,
-    /// From the enqueue, or from when a delayed run may start; then what waits or runs of it ends with RUN_TIMEOUT.
+    /// From the enqueue, from when a delayed run may start, or anew from a requeue; then what waits or runs of it ends with
+    /// RUN_TIMEOUT.
     #[serde(default)]
     pub run_timeout_ms: Option<u64>,
     pub steps: Vec<StepSpec>,

@@ -238,6 +238,7 @@ impl State {
             trace: enqueued.trace.clone(),
             env: enqueued.env.clone(),
             ready_at: enqueued.ready_at,
+            requeued_at: None,
         };
         let run = Run {
             id: enqueued.run,
@@ -373,7 +374,11 @@ impl State {
         self.totals.dlq_requeued += 1;
         let run = self.runs.get_mut(&task.run)?;
         run.state = RunState::Active;
-        self.indexes.watch(run, timeout_ms(&self.flows, run));
+        let timeout_ms = timeout_ms(&self.flows, run);
+        if timeout_ms.is_some() {
+            run.extra.get_or_insert_default().requeued_at = Some(at);
+        }
+        self.indexes.watch(run, timeout_ms);
         if let Some(name) = key_name(&self.flows, run) {
             self.keys.insert(name, task.run);
         }

@@ -47,6 +47,9 @@ pub struct RunExtra {
     /// Not before this time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ready_at: Option<Millis>,
+    /// When a task of it was requeued last, of a run that has a time: it begins anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requeued_at: Option<Millis>,
 }
 
 /// A step of a run.
@@ -297,6 +300,12 @@ impl Run {
             });
             faulted.into_iter().chain(dead)
         })
+    }
+
+    /// When its time began anew, by the queue's time.
+    #[must_use]
+    pub fn begun_again(&self) -> Option<Millis> {
+        self.extra.as_ref()?.requeued_at
     }
 
     /// When its time begins by the wall, of a run that was not to start at once.

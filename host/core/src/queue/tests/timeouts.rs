@@ -112,19 +112,6 @@ fn a_lease_passes_over_a_run_past_its_time_and_takes_no_slot_for_it() {
 }
 
 #[test]
-fn a_requeued_run_is_still_over_its_time() {
-    let mut bench = Bench::new(vec![timed("one", vec![step("s", &[])])]);
-    let run = bench.enqueue("one");
-    bench.wait(TIMEOUT_MS);
-    bench.time_out(10);
-    let letter = bench.letter();
-    bench.requeue(&letter, false);
-    assert_eq!(bench.run_state(run), RunState::Active);
-    bench.time_out(10);
-    assert_eq!((bench.codes(run).len(), bench.run_state(run)), (1, RunState::Stalled));
-}
-
-#[test]
 fn a_run_that_ended_or_was_cancelled_has_no_deadline() {
     let mut bench = Bench::new(vec![timed("one", vec![step("s", &[])])]);
     bench.enqueue("one");
@@ -168,4 +155,30 @@ fn a_wall_that_was_set_back_is_waited_for_by_the_time_of_a_delayed_run() {
     bench.wait(1);
     bench.time_out(10);
     assert_eq!(bench.run_state(run), RunState::Stalled);
+}
+
+#[test]
+fn a_requeue_gives_a_run_its_time_again() {
+    for delay_ms in [None, Some(500)] {
+        let mut bench = Bench::new(vec![timed("one", vec![step("s", &[])])]);
+        let run = run_of(&bench.ask(EnqueueRequest { delay_ms, ..request("one") }));
+        bench.wait(TIMEOUT_MS + 10_000);
+        bench.time_out(10);
+        assert_eq!(bench.run_state(run), RunState::Stalled);
+        let entry = bench.letter();
+        bench.requeue(&entry, false);
+        assert_same(&bench.state, &bench.replayed());
+        bench.wait(TIMEOUT_MS - 1);
+        assert!(bench.time_out(10).is_empty());
+        let lease = bench.lease(1, 1)[0];
+        bench.wait(1);
+        bench.time_out(10);
+        assert_eq!((bench.codes(run), bench.run_state(run)), (vec![over(1)], RunState::Stalled));
+        bench.succeed(lease, "1");
+        let entry = bench.letter();
+        bench.requeue(&entry, false);
+        bench.run_all("1");
+        assert_eq!(bench.run_state(run), RunState::Succeeded);
+        assert_same(&bench.state, &bench.replayed());
+    }
 }
