@@ -20,6 +20,8 @@ pub(super) struct Asked<'a> {
     pub(super) runnable: &'a dyn Fn(FlowNo, u16) -> Runnable,
     pub(super) workers: &'a dyn Fn() -> Vec<WorkerRow>,
     pub(super) backend: &'static str,
+    /// A supervisor answers, and not a command that reads its files.
+    pub(super) served: bool,
     /// Nothing is leased because the disk has no room.
     pub(super) disk_full: bool,
     /// Why nothing is leased for a moment.
@@ -41,7 +43,7 @@ pub(super) fn answer(asked: &Asked<'_>, request: &Request) -> Option<Reply> {
             let mut stats = view::stats(state, now);
             stats.backend = asked.backend.into();
             stats.workers_live = (asked.workers)().len() as u64;
-            stats.held_back = held_back(asked).filter(|_| stats.ready > 0);
+            stats.held_back = held_back(asked).filter(|_| stats.ready > 0 || (!asked.served && stats.depth > 0));
             Reply::Stats(stats)
         }
         Request::List(list) => match pages::runs(asked.ended, list) {
@@ -103,6 +105,9 @@ pub(super) fn answer(asked: &Asked<'_>, request: &Request) -> Option<Reply> {
 }
 
 fn held_back(asked: &Asked<'_>) -> Option<String> {
+    if !asked.served {
+        return Some("no supervisor runs; start one: tm workers start".into());
+    }
     if asked.disk_full {
         return Some("the queue's disk has no room for the end of another task".into());
     }
@@ -111,6 +116,7 @@ fn held_back(asked: &Asked<'_>) -> Option<String> {
 
 fn blocked(asked: &Asked<'_>, flow: FlowNo, step: u16) -> Option<String> {
     match (asked.runnable)(flow, step) {
+        _ if !asked.served => Some("a supervisor".into()),
         Runnable::Yes if asked.disk_full => Some("room on the queue's disk".into()),
         Runnable::Yes => Some("a free worker".into()),
         Runnable::Compiling => Some("compiling".into()),

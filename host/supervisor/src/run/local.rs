@@ -187,6 +187,7 @@ impl Reader {
             runnable: &|_, _| Runnable::Compiling,
             workers: &Vec::new,
             backend: "file",
+            served: false,
             disk_full: false,
             paused: None,
         };

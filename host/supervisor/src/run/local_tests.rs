@@ -101,17 +101,18 @@ fn why_nothing_is_leased_is_told_by_stats_and_show() {
     let state = &turn.state;
     let ended = turn.ended(state.last_at);
     let blobs = StoredBlobs::new(BlobStore::reading(MemDisk::default()));
-    let ask = |disk_full, paused, request: &Request| {
-        let (runnable, workers) = (|_, _| Runnable::Yes, Vec::new);
-        let asked =
-            Asked { ended, blobs: &blobs, runnable: &runnable, workers: &workers, backend: "file", disk_full, paused };
+    let ask_of = |served, disk_full, paused, request: &Request| {
+        let (blobs, runnable, workers) = (&blobs, &|_, _| Runnable::Yes, &Vec::new);
+        let asked = Asked { ended, blobs, runnable, workers, backend: "file", served, disk_full, paused };
         told(&answer(&asked, request).unwrap())
     };
+    let ask = |disk_full, paused, request: &Request| ask_of(true, disk_full, paused, request);
     let id = state.runs.keys().next().unwrap().to_string();
     assert!(view::run_by_id(ended, &id).is_ok());
     for request in [Request::Stats, Request::Show { id }] {
         assert!(ask(true, None, &request).contains(r#""held_back":"the queue's disk has no room"#), "{request:?}");
         assert!(ask(false, None, &request).contains(r#""held_back":null"#), "{request:?}");
+        assert!(ask_of(false, false, None, &request).contains(r#""held_back":"no supervisor runs"#), "{request:?}");
         assert!(ask(false, Some("a pause"), &request).contains(r#""held_back":"a pause""#), "{request:?}");
     }
 }

@@ -44,6 +44,8 @@ use crate::{
     },
 };
 
+/// How long the end of a supervisor waits for files of dead letters; the next start writes those that are left.
+const FILES_PATIENCE: Duration = Duration::from_secs(2);
 /// From a worker's first packet to ready.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -91,6 +93,12 @@ impl<D: Disk> Session<D> {
                 Some(Pool::start(pool_settings(options, user.clone()), spawner, Box::new(forward))?)
             }
         };
+        let files = Lane::start("tm-files").map_err(RunError::Thread)?;
+        let files = match life {
+            Life::Supervisor => files.leaving(FILES_PATIENCE),
+            // Nobody may come after it.
+            Life::Passing => files,
+        };
         let house = House {
             catalogue: Catalogue::new(WatchedCeilings::new(&options.config, settings), &options.roots.store),
             pool,
@@ -104,8 +112,8 @@ impl<D: Disk> Session<D> {
             user,
             blobs: blobs.clone(),
             letters,
-            files: Lane::start("tm-files").map_err(RunError::Thread)?,
-            makers: Lane::start("tm-makers").map_err(RunError::Thread)?.leaving(),
+            files,
+            makers: Lane::start("tm-makers").map_err(RunError::Thread)?.leaving(Duration::ZERO),
             evaluate: Arc::new(MiniJinja::new()),
             making: 0,
             archives: Arc::default(),

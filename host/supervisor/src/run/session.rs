@@ -201,6 +201,7 @@ impl<D: Disk> Session<D> {
             runnable: &|flow, step| self.house.runnable(flow, step),
             workers: &|| self.house.workers(),
             backend: self.backend,
+            served: self.house.pool.is_some(),
             disk_full: self.turn.disk_full,
             paused: self.house.pause.why(),
         };

@@ -23,7 +23,6 @@ use rustix::{
 };
 
 use super::{Beside, Disk, DiskError, Entry, How, Kind, Later, Work, perform};
-use crate::{daemon::SOCKET_NAME, store::lock};
 
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 const FOLDER_MODE: Mode = Mode::from_raw_mode(0o700);
@@ -55,12 +54,16 @@ impl Roots {
         [("queue", &self.queue), ("idempotency", &self.idempotency), ("dlq", &self.dlq), ("store", &self.store)]
     }
 
-    /// Whether a queue is kept here: a folder with a lock and a socket alone is a memory queue's, or nobody's yet.
+    /// Whether a queue is kept here, or what is left of one: a folder with a lock and a socket alone is a memory queue's, or
+    /// nobody's yet, and what else stands in a folder is not ours.
     #[must_use]
     pub fn hold_a_queue(&self) -> bool {
-        let is_more = |name: &OsStr| name != lock::FILE && name != SOCKET_NAME;
+        let is_ours = |name: &OsStr| {
+            let name = name.to_string_lossy();
+            name == "damaged" || ["queue.", "segment-", "results-"].iter().any(|begin| name.starts_with(begin))
+        };
         match fs::read_dir(&self.queue) {
-            Ok(mut entries) => entries.any(|entry| entry.is_ok_and(|entry| is_more(&entry.file_name()))),
+            Ok(mut entries) => entries.any(|entry| entry.is_ok_and(|entry| is_ours(&entry.file_name()))),
             // Whoever opens it says why it cannot be read.
             Err(error) => error.kind() != io::ErrorKind::NotFound,
         }
@@ -337,6 +340,9 @@ impl Disk for RealDisk {
         rustix::fs::renameat(&from_folder, from_name, &to_folder, to_name).map_err(|errno| self.error(from, errno))?;
         self.count_sync();
         rustix::fs::fsync(&to_folder).map_err(|errno| self.error(to, errno))?;
+        if from.strip_suffix(from_name) == to.strip_suffix(to_name) {
+            return Ok(());
+        }
         self.count_sync();
         rustix::fs::fsync(&from_folder).map_err(|errno| self.error(from, errno))
     }
