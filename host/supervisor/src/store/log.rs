@@ -142,6 +142,8 @@ impl<D: Disk> Log<D> {
         spare::remove(&disk)?;
         if let [.., before, last] = found.as_slice()
             && is_barely_begun(before, last)
+            // Where a later one is missing, this one would be missed with it.
+            && meta.as_ref().is_none_or(|meta| meta.active_segment <= last.no)
         {
             if let Some(meta) = meta.as_mut().filter(|meta| meta.active_segment == last.no) {
                 // First, so that the segment is not missed when it is gone.

@@ -283,6 +283,26 @@ fn a_newest_segment_that_was_barely_begun_is_not_missed_when_it_is_gone() {
 }
 
 #[test]
+fn a_segment_that_was_barely_begun_stays_where_a_later_one_is_missing() {
+    let disk = MemDisk::default();
+    let (mut log, ..) = open(&disk, small());
+    put(&mut log, 0..50);
+    let last = log.segment();
+    drop(log);
+    let mut bytes = segment(&disk, last - 2);
+    bytes.resize(bytes.len() + 4096, b'\n');
+    write(&disk, &super::segment::path(last - 2), &bytes);
+    write(&disk, &super::segment::path(last - 1), b"\n");
+    perform(&disk, Later::Unlink { path: super::segment::index_path(last - 1) });
+    perform(&disk, Later::Unlink { path: super::segment::path(last) });
+    let report = super::repair::repair(&disk, false).unwrap();
+    let missing = Why::Missing { first: last, last };
+    assert_eq!(report.log.damaged.iter().map(|damage| &damage.why).collect::<Vec<_>>(), [&missing]);
+    assert!(disk.open(&super::segment::path(last - 1), How::Read).is_ok());
+    assert_eq!(recover::read(&disk, &mut |_, _| {}).unwrap().damaged, []);
+}
+
+#[test]
 fn text_in_a_payload_that_looks_like_a_record_is_never_taken_for_one() {
     // The enclosing line is torn exactly where the tenant's text ends.
     let mut out = Vec::new();
