@@ -31,8 +31,8 @@ const WORDS: &[&str] = &[
 ];
 /// The validator's types, against the bytes that they are written in.
 const BYTES_PER_BYTE: usize = 1024;
-/// The validator makes room for what a section announces, up to a million of most things.
-const BYTES: usize = 64 * 1024 * 1024;
+/// The validator makes room for what a section announces, up to a million of most things, of 110 bytes each.
+const BYTES: usize = 256 * 1024 * 1024;
 const TIME_MAX: Duration = Duration::from_secs(5);
 
 fn run(bytes: &[u8]) -> Verdict {

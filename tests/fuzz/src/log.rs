@@ -246,7 +246,7 @@ fn goes_on(disk: &MemDisk, lines: &Lines, before: &Recovery, cuts: bool) {
     assert_eq!((last, recovery.cut_bytes), (&line(&more), 0));
     let kept = rest.iter().filter(|line| lines.contains(line)).count() >= lines.len();
     let same = if misplaced { kept } else { rest == lines.as_slice() };
-    assert!(same, "nothing is lost by going on: {lines:#?} {rest:#?}");
+    assert!(same, "nothing is lost by going on: {lines:#?} {rest:#?} {:#?} {:#?}", before.damaged, recovery.damaged);
 }
 
 /// A repair costs nothing that was there, and after it nothing is named.
