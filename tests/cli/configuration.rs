@@ -76,3 +76,19 @@ fn a_memory_queue_has_one_worker() {
     exit: 2
     ");
 }
+
+#[test]
+fn workers_that_can_never_start_are_refused() {
+    snapshot!(start("[workers]\nmemory_max = \"1 KiB\"\n"), @"
+    stderr:
+    error: workers.memory_max (1 KiB) leaves 0 MiB for each worker with workers.num = 1; the smallest worker needs 19 MiB
+    hint: raise workers.memory_max, start fewer workers, or lower memory_mb of the steps
+    exit: 3
+    ");
+    snapshot!(start("[workers]\nnum = 100\nmemory_max = \"1800 MiB\"\n"), @"
+    stderr:
+    error: workers.memory_max (1800 MiB) leaves 18 MiB for each worker with workers.num = 100; the smallest worker needs 19 MiB
+    hint: raise workers.memory_max, start fewer workers, or lower memory_mb of the steps
+    exit: 3
+    ");
+}

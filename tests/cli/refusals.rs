@@ -41,6 +41,22 @@ fn a_pid_file_without_a_folder_is_refused_before_anything_is_made() {
 }
 
 #[test]
+fn a_start_that_is_refused_leaves_nothing_behind() {
+    let home = Home::new();
+    std::fs::create_dir(home.path("folder")).unwrap();
+    for (flags, code, words) in [
+        (["--runtime", "nodir"], 3, "no folder of flows at nodir"),
+        (["--worker-user", "no-such-user"], 3, "no-such-user"),
+        (["--pid-file", "folder"], 2, "folder cannot be a pid file: it is no regular file"),
+        (["--pid-file", "/dev/null"], 2, "/dev/null cannot be a pid file: it is no regular file"),
+    ] {
+        let ran = home.tm(&[&["workers", "start"][..], &flags].concat());
+        assert!(ran.code == Some(code) && ran.stderr.contains(words), "{flags:?}: {ran}");
+        assert_eq!(home.files(), ["folder"], "{flags:?}");
+    }
+}
+
+#[test]
 fn a_folder_that_cannot_be_written_is_named() {
     if !rustix::process::getuid().is_root() {
         return println!("skipped: only root can become another user");

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     process::{Command, Stdio},
 };
 
@@ -26,6 +27,29 @@ const NOTHING: &str = r#"{"do":"nothing"}"#;
 fn a_full_disk_loses_nothing_and_takes_work_again_once_there_is_room() {
     let name = "full_disk::a_full_disk_loses_nothing_and_takes_work_again_once_there_is_room";
     on_a_disk_of_its_own(name, DISK_BYTES, fill_and_make_room);
+}
+
+#[test]
+fn a_disk_that_is_full_from_the_beginning_is_told() {
+    let name = "full_disk::a_disk_that_is_full_from_the_beginning_is_told";
+    on_a_disk_of_its_own(name, 1 << 20, |disk| {
+        let home = Home::new();
+        disk.hold(&home);
+        home.flow("echo", "echo", &[]);
+        disk.fill();
+        for command in [&["enqueue", "echo.yaml"][..], &["workers", "start"]] {
+            home.tm(command).refused(4, &["no room for ", "data/", "hint: free space on that disk"]);
+        }
+        // Folders that an earlier, luckier command made.
+        disk.make_room();
+        for (_, folder) in Roots::below(&home.path("data")).named() {
+            fs::create_dir_all(folder).unwrap();
+        }
+        disk.fill();
+        for command in [&["enqueue", "echo.yaml"][..], &["workers", "start"]] {
+            home.tm(command).refused(4, &["no room for ", "data/queue", "hint: free space on that disk"]);
+        }
+    });
 }
 
 fn fill_and_make_room(disk: &Disk) {

@@ -34,6 +34,25 @@ fn a_full_queue_refuses_with_exit_4_and_takes_again_once_there_is_room() {
 }
 
 #[test]
+fn a_supervisor_whose_workers_can_never_start_is_refused() {
+    let home = Home::new();
+    home.flow("small", "compute", &["limits: { memory_mb: 16 }"]);
+    home.flow("large", "compute", &["limits: { memory_mb: 200 }"]);
+    let run = home.enqueue("large.yaml", r#"{"do":"nothing"}"#, &[]);
+    let tenants = "[tenants.default]\n[tenants.other]\n";
+    home.write("trace_config.toml", format!("{tenants}[workers]\nnum = 2\nmemory_max = \"300MiB\"\n"));
+    let needs = "leaves 150 MiB for each worker with workers.num = 2; the smallest worker needs 417 MiB";
+    home.tm(&["workers", "start"]).refused(3, &["workers.memory_max (300 MiB)", needs, "hint: "]);
+    // One profile that fits is enough.
+    home.enqueue("small.yaml", r#"{"do":"nothing"}"#, &["--tenant", "other"]);
+    Supervisor::start(&home, &[]).stop();
+    home.write("trace_config.toml", format!("{tenants}[workers]\nmemory_max = \"1GiB\"\n"));
+    let mut pool = Supervisor::start(&home, &[]);
+    assert_eq!(pool.ended(&run).state, RunState::Succeeded);
+    pool.stop();
+}
+
+#[test]
 fn a_queue_that_cannot_be_written_is_named() {
     let home = Home::new();
     home.flow("quick", "compute", &[]);

@@ -43,7 +43,7 @@ use tm_core::{
 };
 
 use crate::{
-    config::{ConfigError, Settings},
+    config::{ConfigError, Settings, units::Share},
     daemon::{EdgeError, Incoming, ListenError, pid_file::PidFileError},
     store::{
         disk::{DiskError, Roots},
@@ -93,6 +93,10 @@ pub enum RunError {
     Compile(#[from] CompileError),
     #[error("no worker can be started: {reason}")]
     NoWorker { reason: String },
+    #[error(
+        "workers.memory_max ({memory_max}) leaves {share_mb} MiB for each worker with workers.num = {num}; the smallest worker needs {needs_mb} MiB"
+    )]
+    NoMemory { memory_max: Share, num: u32, share_mb: u64, needs_mb: u64 },
     #[error("no queue at {path}", path = path.display())]
     NoQueue { path: PathBuf },
     #[error("no folder of flows at {path}", path = path.display())]

@@ -1,5 +1,7 @@
 //! Spans and sizes as people write them: `500ms`, `10s`, `5m`, `2h`, `1d`; `512MiB`, `2GB`, `70%`.
 
+use std::fmt;
+
 pub const KIB: u64 = 1024;
 pub const MIB: u64 = 1024 * KIB;
 pub const GIB: u64 = 1024 * MIB;
@@ -30,6 +32,18 @@ impl Share {
         match self {
             Self::Percent(percent) => total / 100 * u64::from(percent),
             Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Percent(percent) => write!(f, "{percent}%"),
+            Self::Bytes(bytes) if bytes.is_multiple_of(GIB) => write!(f, "{} GiB", bytes / GIB),
+            Self::Bytes(bytes) if bytes.is_multiple_of(MIB) => write!(f, "{} MiB", bytes / MIB),
+            Self::Bytes(bytes) if bytes.is_multiple_of(KIB) => write!(f, "{} KiB", bytes / KIB),
+            Self::Bytes(bytes) => write!(f, "{bytes} bytes"),
         }
     }
 }
@@ -113,6 +127,9 @@ mod tests {
     fn a_share_is_a_percentage_or_a_size() {
         assert_eq!(share("70%").unwrap().of(1000), 700);
         assert_eq!(share("1GiB").unwrap().of(MIB), GIB);
+        for (text, shown) in [("7%", "7%"), ("2GiB", "2 GiB"), ("1025MiB", "1025 MiB"), ("1KB", "1000 bytes")] {
+            assert_eq!(share(text).unwrap().to_string(), shown);
+        }
         for text in ["0%", "101%", "70", "0MiB", "%"] {
             assert!(share(text).is_err(), "{text}");
         }

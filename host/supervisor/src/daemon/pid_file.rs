@@ -10,7 +10,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{FlockOperation, flock},
+    fs::{Access, AtFlags, CWD, FlockOperation, accessat, flock},
     io::Errno,
 };
 
@@ -21,6 +21,8 @@ pub enum PidFileError {
     Running { path: PathBuf, pid: u32 },
     #[error("{} cannot hold a pid file: there is no folder {}", path.display(), folder.display())]
     NoFolder { path: PathBuf, folder: PathBuf },
+    #[error("{} cannot be a pid file: it is no regular file", path.display())]
+    NoFile { path: PathBuf },
     #[error("pid file {}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
 }
@@ -47,13 +49,17 @@ pub struct PidFile {
 /// Whether a pid file can stand there, before anything else is made.
 ///
 /// # Errors
-/// [`PidFileError::NoFolder`].
+/// [`PidFileError::NoFolder`], [`PidFileError::NoFile`], and a folder in which nothing can be made.
 pub fn check(path: &Path) -> Result<(), PidFileError> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if folder.is_dir() {
-        return Ok(());
+    if !folder.is_dir() {
+        return Err(PidFileError::NoFolder { path: path.to_owned(), folder: folder.to_owned() });
     }
-    Err(PidFileError::NoFolder { path: path.to_owned(), folder: folder.to_owned() })
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(PidFileError::NoFile { path: path.to_owned() });
+    }
+    accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
+        .map_err(|errno| PidFileError::Io { path: path.to_owned(), source: errno.into() })
 }
 
 /// Writes this process's pid file, whole or not at all; a stale one is replaced.

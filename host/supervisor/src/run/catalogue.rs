@@ -20,7 +20,7 @@ use tm_core::{
 
 use crate::{
     config::{Ceilings, WatchedCeilings},
-    workers::profile::ProfileSpec,
+    workers::profile::{ProfileSpec, worker_mb},
 };
 
 /// Where a component's native artefact is.
@@ -123,6 +123,11 @@ impl Catalogue {
         most.table_elements_max = most.table_elements_max.max(one.table_elements_max);
         most.memory_min_bytes = most.memory_min_bytes.max(one.memory_min_bytes);
         most.instance_bytes = most.instance_bytes.max(one.instance_bytes);
+    }
+
+    /// What the smallest worker of all profiles needs, in MiB; none without flows.
+    pub(super) fn smallest_worker_mb(&self) -> Option<u64> {
+        self.specs.values().map(|spec| worker_mb(spec.memory_max_mb, spec.stack_max_kb)).min()
     }
 
     pub(super) fn spec(&self, profile: &Profile) -> Option<&ProfileSpec> {

@@ -40,7 +40,7 @@ use crate::{
         Isolation, Pool, PoolSettings,
         child::{Program, Spawner},
         compile::{CompileSettings, Compiler},
-        profile::WorkerUser,
+        profile::{WorkerUser, share_mb},
     },
 };
 
@@ -200,6 +200,16 @@ fn pool_settings(options: &Options, user: Option<WorkerUser>) -> PoolSettings {
 /// What `workers.memory_max` is on this machine.
 pub(super) fn memory_max_bytes(settings: &Settings) -> u64 {
     settings.workers.memory_max.of(memory_bytes())
+}
+
+/// Refuses settings under which the smallest worker, which needs so much, gets too little memory: none would ever start.
+pub(super) fn refuse_too_little_memory(settings: &Settings, needs_mb: u64) -> Result<(), RunError> {
+    let num = settings.workers.num;
+    let share_mb = share_mb(memory_max_bytes(settings), num);
+    if share_mb < needs_mb {
+        return Err(RunError::NoMemory { memory_max: settings.workers.memory_max, num, share_mb, needs_mb });
+    }
+    Ok(())
 }
 
 /// The machine's memory, or the control group's when that is less.

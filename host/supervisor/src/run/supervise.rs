@@ -16,7 +16,7 @@ use tm_core::{
 use super::{
     Happening, Options, RunError,
     local::refuse_newer_program,
-    open::{Life, memory_max_bytes},
+    open::{Life, memory_max_bytes, refuse_too_little_memory},
     private::Private,
     register::flow_files,
     session::Session,
@@ -30,7 +30,10 @@ use crate::{
         idempotency::KeyFile,
         lock::{Locks, Role},
     },
-    workers::{Pool, PoolEvent},
+    workers::{
+        Pool, PoolEvent,
+        profile::{WorkerUser, worker_mb},
+    },
 };
 
 /// Happenings that the loop takes before it turns.
@@ -79,8 +82,7 @@ pub enum Ended {
 /// # Errors
 /// When the queue belongs to another process, cannot be opened, or no worker can be started.
 pub fn supervise(options: &Options, ready: &mut dyn FnMut(&Ready)) -> Result<Ended, RunError> {
-    options.settings.check()?;
-    pid_file::check(&options.pid_file)?;
+    refuse_before_anything_is_made(options)?;
     if options.settings.queue.backend == Backend::File {
         refuse_newer_program(&options.roots)?;
     }
@@ -101,6 +103,18 @@ pub fn supervise(options: &Options, ready: &mut dyn FnMut(&Ready)) -> Result<End
     };
     drop(pid_file);
     ended
+}
+
+/// What can be known to be wrong without a queue: whoever is refused leaves no folder behind.
+fn refuse_before_anything_is_made(options: &Options) -> Result<(), RunError> {
+    options.settings.check()?;
+    refuse_too_little_memory(&options.settings, worker_mb(1, 1))?;
+    if options.runtime_named && !options.runtime.is_dir() {
+        return Err(RunError::NoRuntime { path: options.runtime.clone() });
+    }
+    WorkerUser::resolve(options.worker_user.as_deref())?;
+    pid_file::check(&options.pid_file)?;
+    Ok(Locks::refuse_supervised(&options.roots)?)
 }
 
 struct Loop<'a, D: Disk> {
@@ -223,10 +237,7 @@ impl<D: Disk> Loop<'_, D> {
     /// Registers the flows of the runtime folder; returns what could not be loaded.
     fn load_folder(&mut self) -> Result<Vec<String>, RunError> {
         let path = &self.options.runtime;
-        if !path.is_dir() {
-            if self.options.runtime_named {
-                return Err(RunError::NoRuntime { path: path.clone() });
-            }
+        if !self.options.runtime_named && !path.is_dir() {
             return Ok(Vec::new());
         }
         let files = flow_files(path).map_err(|source| RunError::Folder { path: path.clone(), source })?;
@@ -267,6 +278,9 @@ impl<D: Disk> Loop<'_, D> {
         // The first turn tells of the flows in the log, without which nothing is known to warm up.
         self.session.turn(&mut self.clock)?;
         self.answer();
+        if let Some(needs_mb) = self.session.house.catalogue.smallest_worker_mb() {
+            refuse_too_little_memory(&self.options.settings, needs_mb)?;
+        }
         self.session.house.warm_up(&self.session.turn.state, self.clock.now());
         let wanted = usize::try_from(self.options.settings.workers.num).unwrap_or(usize::MAX);
         // One profile can have fewer workers than there are places: after the first, the others get a moment.

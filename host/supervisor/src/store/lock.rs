@@ -57,6 +57,13 @@ pub struct Holder {
     pub host: String,
 }
 
+impl Holder {
+    fn holds(self, folder: &Path) -> LockError {
+        let Self { role, pid, host, started, .. } = self;
+        LockError::Held { folder: folder.to_owned(), role, pid, host, started }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     #[error("{role} process {pid} on host {host}, running since {started}, already writes to {}", folder.display())]
@@ -65,6 +72,8 @@ pub enum LockError {
     HeldUnnamed { folder: PathBuf },
     #[error("{} cannot be written: {source}", folder.display())]
     ReadOnly { folder: PathBuf, source: io::Error },
+    #[error("no room for the lock of {}: {source}", folder.display())]
+    Full { folder: PathBuf, source: io::Error },
     #[error("{} does not exist", folder.display())]
     Missing { folder: PathBuf },
     #[error("the lock of {}: {source}", folder.display())]
@@ -76,6 +85,7 @@ impl LockError {
         let folder = folder.to_owned();
         match source.kind() {
             io::ErrorKind::NotFound => Self::Missing { folder },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { folder, source },
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly { folder, source },
             _ => Self::Io { folder, source },
         }
@@ -172,6 +182,22 @@ impl Locks {
         }
         Ok(Self { _held: held })
     }
+
+    /// Refuses folders of which a supervisor holds one, and changes nothing. Whoever goes on still needs the locks.
+    ///
+    /// # Errors
+    /// [`LockError::Held`].
+    pub fn refuse_supervised(roots: &Roots) -> Result<(), LockError> {
+        for (_, folder) in roots.named() {
+            // What cannot be told here is told by taking the lock.
+            if let Ok(Some(holder)) = Lock::holder(folder)
+                && holder.role == Role::Supervisor
+            {
+                return Err(holder.holds(folder));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn whole_file() -> nix::libc::flock {
@@ -186,9 +212,7 @@ fn whole_file() -> nix::libc::flock {
 
 fn held(folder: &Path) -> LockError {
     match named(folder) {
-        Some(Holder { role, pid, host, started, .. }) => {
-            LockError::Held { folder: folder.to_owned(), role, pid, host, started }
-        }
+        Some(holder) => holder.holds(folder),
         None => LockError::HeldUnnamed { folder: folder.to_owned() },
     }
 }

@@ -40,7 +40,7 @@ use self::{
     child::Spawner,
     link::Inbox,
     pool::{Action, Phase, Plan, Shape},
-    profile::{ProfileError, ProfileSpec, Sizing, open_profile},
+    profile::{ProfileError, ProfileSpec, Sizing, open_profile, share_mb},
     receive::{Receiver, Shared},
     state::{Member, State},
     watch::{Watch, WatchSettings},
@@ -87,7 +87,7 @@ impl Pool {
             concurrency: if settings.isolation == Isolation::Task { 1 } else { settings.concurrency },
             heartbeat_ms: settings.heartbeat_ms,
             allow_weaker: settings.allow_weaker,
-            share_mb: settings.memory_max_bytes.map(|bytes| (bytes >> 20) / u64::from(settings.num.max(1))),
+            share_mb: settings.memory_max_bytes.map(|bytes| share_mb(bytes, settings.num)),
         };
         let receiver = Receiver {
             shared: Arc::clone(&shared),

@@ -144,14 +144,28 @@ impl Sizing {
     pub fn concurrency_for(&self, memory_max_mb: u32, stack_max_kb: u32) -> Result<u32, ProfileError> {
         let Some(share_mb) = self.share_mb else { return Ok(self.concurrency.max(1)) };
         // A worker holds one memory more than it has steps: a result on its way out.
-        let lifted_mb = u64::from(memory_max_mb);
-        let step_mb = u64::from(memory_max_mb) + u64::from(stack_max_kb.div_ceil(1024)) + HOST_PER_STEP_MB;
-        let fitting = share_mb.saturating_sub(lifted_mb) / step_mb;
+        let fitting = share_mb.saturating_sub(u64::from(memory_max_mb)) / step_mb(memory_max_mb, stack_max_kb);
         match u32::try_from(fitting).unwrap_or(u32::MAX).min(self.concurrency.max(1)) {
-            0 => Err(ProfileError::TooMuchMemory { step_mb: lifted_mb + step_mb, share_mb }),
+            0 => Err(ProfileError::TooMuchMemory { step_mb: worker_mb(memory_max_mb, stack_max_kb), share_mb }),
             fitting => Ok(fitting),
         }
     }
+}
+
+fn step_mb(memory_max_mb: u32, stack_max_kb: u32) -> u64 {
+    u64::from(memory_max_mb) + u64::from(stack_max_kb.div_ceil(1024)) + HOST_PER_STEP_MB
+}
+
+/// What a worker with one step may need, in MiB.
+#[must_use]
+pub fn worker_mb(memory_max_mb: u32, stack_max_kb: u32) -> u64 {
+    u64::from(memory_max_mb) + step_mb(memory_max_mb, stack_max_kb)
+}
+
+/// One worker's part of `memory_max`, in MiB.
+#[must_use]
+pub fn share_mb(memory_max_bytes: u64, num: u32) -> u64 {
+    (memory_max_bytes >> 20) / u64::from(num.max(1))
 }
 
 /// Opens a profile's folders for one worker. Order of folders and descriptors: the granted ones in the order of

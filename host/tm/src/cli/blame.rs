@@ -1,5 +1,7 @@
 //! Whose fault a failure of the supervisor is, and what to do about it: the exit code and the hint.
 
+use std::{error::Error, io};
+
 use tm_core::api::ErrorKind;
 use tm_supervisor::{
     daemon::{ListenError, pid_file::PidFileError},
@@ -21,6 +23,8 @@ impl From<RunError> for Failure {
             RunError::NoRuntime { .. } => {
                 Self::invalid(error.to_string()).hint("name the folder that holds the flows: --runtime DIR")
             }
+            RunError::NoMemory { .. } => Self::invalid(error.to_string())
+                .hint("raise workers.memory_max, start fewer workers, or lower memory_mb of the steps"),
             RunError::Listen(ListenError::Live { .. }) | RunError::PidFile(PidFileError::Running { .. }) => {
                 Self::busy(chain(&error)).hint("use it, or stop it: tm workers stop")
             }
@@ -29,7 +33,11 @@ impl From<RunError> for Failure {
             RunError::PidFile(PidFileError::NoFolder { .. }) => {
                 Self::usage(error.to_string()).hint("make the folder, or name another file: --pid-file FILE")
             }
+            RunError::PidFile(PidFileError::NoFile { .. }) => {
+                Self::usage(error.to_string()).hint("name another file: --pid-file FILE")
+            }
             RunError::Profile(_) => Self::invalid(chain(&error)),
+            _ if finds_no_room(&error) => Self::no_room(chain(&error)),
             _ => Self::failed(chain(&error)),
         }
     }
@@ -44,6 +52,7 @@ impl From<LockError> for Failure {
             LockError::ReadOnly { folder, .. } => Self::failed(chain(&error))
                 .hint(format!("make {} writable for this user, or name another folder", folder.display())),
             LockError::Missing { folder } => Self::no_queue(folder),
+            LockError::Full { .. } => Self::no_room(chain(&error)),
             LockError::Io { .. } => Self::failed(chain(&error)),
         }
     }
@@ -53,7 +62,7 @@ impl From<DiskError> for Failure {
     fn from(error: DiskError) -> Self {
         let text = chain(&error);
         match error {
-            DiskError::Full { .. } => Self::busy(text).hint("make room, then try again"),
+            DiskError::Full { .. } => Self::no_room(text),
             DiskError::ReadOnly { .. } => {
                 Self::failed(text).hint("make it writable for this user, or name another folder")
             }
@@ -75,7 +84,18 @@ impl From<LogError> for Failure {
     }
 }
 
+/// Whether a full disk or quota is at the bottom of an error.
+fn finds_no_room(error: &(dyn Error + 'static)) -> bool {
+    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+        || error.source().is_some_and(finds_no_room)
+}
+
 impl Failure {
+    fn no_room(message: String) -> Self {
+        Self::busy(message).hint("free space on that disk, then try again")
+    }
+
     /// A read-only command creates nothing: without a queue there is nothing to say.
     pub(crate) fn no_queue(folder: &std::path::Path) -> Self {
         Self::busy(format!("no queue at {}", folder.display()))
