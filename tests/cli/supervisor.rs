@@ -92,6 +92,21 @@ fn it_says_all_that_is_wrong_with_a_flow_of_its_folder() {
 }
 
 #[test]
+fn it_says_what_a_power_failure_may_take() {
+    for (fsync, said) in [("always", false), ("interval", true), ("never", true)] {
+        let home = Home::new();
+        home.write("trace_config.toml", format!("[queue]\nfsync = \"{fsync}\"\n"));
+        let mut running = Running::start(&home, &[]);
+        let mut errors = running.child.stderr.take().unwrap();
+        running.stop();
+        let mut text = String::new();
+        errors.read_to_string(&mut text).unwrap();
+        let warning = format!("warning: queue.fsync is \"{fsync}\": a power failure may take");
+        assert_eq!(text.contains(&warning), said, "{text}");
+    }
+}
+
+#[test]
 fn a_second_supervisor_is_refused_by_name() {
     let home = Home::new();
     let running = Running::start(&home, &[]);
@@ -100,6 +115,10 @@ fn a_second_supervisor_is_refused_by_name() {
     let pid = running.child.id().to_string();
     assert!(ran.stderr.contains(&pid) && ran.stderr.contains("hint: use it, or stop it: tm workers stop"), "{ran}");
     assert!(!home.path("other.pid").exists());
+    // One of its folders is enough, and those that are another's are not made.
+    let ran = home.tm(&["workers", "start", "--pid-file", "other.pid", "--queue-dir", "other"]);
+    assert_eq!(ran.code, Some(4), "{ran}");
+    assert!(ran.stderr.contains("data/idempotency") && !home.path("other").exists(), "{ran}");
     running.stop();
 }
 

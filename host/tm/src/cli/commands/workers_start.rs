@@ -6,7 +6,7 @@ use std::{
 };
 
 use tm_supervisor::{
-    config::Backend,
+    config::{Backend, Fsync, Queue},
     run::{Ended, Options, Ready, supervise},
 };
 
@@ -91,6 +91,9 @@ fn announce(options: &Options, ready: &Ready) -> io::Result<()> {
     if options.settings.queue.backend == Backend::Memory {
         writeln!(err, "warning: a memory queue is lost with this process")?;
     }
+    if let Some(lost) = lost_by_power(&options.settings.queue) {
+        writeln!(err, "warning: {lost}")?;
+    }
     writeln!(
         err,
         "flows: {}, workers: {} with at most {} MiB of memory together, and never more than {} MiB (workers.memory_max); {} KiB of disk reserved per running step; {} runs recovered",
@@ -104,4 +107,17 @@ fn announce(options: &Options, ready: &Ready) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "worker supervisor running (pid {}); ctrl-c or 'tm workers stop' to drain", ready.pid)?;
     out.flush()
+}
+
+/// What a power failure may take of this queue, when it may take anything.
+fn lost_by_power(queue: &Queue) -> Option<&'static str> {
+    match (queue.backend, queue.fsync) {
+        (Backend::Memory, _) | (_, Fsync::Always) => None,
+        (Backend::File, Fsync::Interval) => Some(
+            "queue.fsync is \"interval\": a power failure may take what was acknowledged in the last second, and finished steps run again",
+        ),
+        (Backend::File, Fsync::Never) => Some(
+            "queue.fsync is \"never\": a power failure may take work that was acknowledged, and finished steps run again",
+        ),
+    }
 }
