@@ -23,6 +23,12 @@ pub(crate) fn json_line<T: Serialize + ?Sized>(out: &mut impl Write, value: &T) 
     out.write_all(b"\n")
 }
 
+/// A number of things: `1 record`, `2 records`. For nouns that take an s.
+pub(crate) fn count(number: impl fmt::Display + PartialEq + From<u8>, noun: &str) -> String {
+    let plural = if number == 1.into() { "" } else { "s" };
+    format!("{number} {noun}{plural}")
+}
+
 /// `error: …` and `hint: …` on standard error.
 pub(crate) fn error(message: &str, hint: Option<&str>) -> io::Result<()> {
     let mut err = io::stderr().lock();
@@ -378,6 +384,11 @@ mod tests {
                 },
             ],
         }
+    }
+
+    #[test]
+    fn one_is_no_plural() {
+        assert_eq!([0_u64, 1, 2].map(|number| count(number, "record")), ["0 records", "1 record", "2 records"]);
     }
 
     #[test]

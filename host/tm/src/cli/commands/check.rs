@@ -83,9 +83,8 @@ impl Checked {
             render::error(&fault.to_string(), None)?;
         }
         if let Some(resolved) = &self.resolved {
-            let steps = resolved.def.steps.len();
-            let plural = if steps == 1 { "" } else { "s" };
-            writeln!(out, "{}: flow '{}' with {steps} step{plural} is good", path.display(), resolved.def.id)?;
+            let steps = render::count(resolved.def.steps.len(), "step");
+            writeln!(out, "{}: flow '{}' with {steps} is good", path.display(), resolved.def.id)?;
         }
         warnings.iter().try_for_each(|warning| writeln!(out, "{}: warning: {warning}", path.display()))
     }

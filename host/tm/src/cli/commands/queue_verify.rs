@@ -22,7 +22,7 @@ use tm_supervisor::{
 use crate::cli::{
     args::{Folders, RepairArgs, VerifyArgs},
     exit::{End, Failure, Outcome},
-    render,
+    render::{self, count},
 };
 
 /// How long a command that is just writing is waited for.
@@ -38,7 +38,7 @@ pub(crate) fn verify(args: &VerifyArgs) -> Outcome {
         );
     }
     let report = verify::verify(&disk)?;
-    print(&report, "would ", args.json.json)?;
+    print(&report, false, args.json.json)?;
     Ok(if report.is_damaged() { End::Damaged } else { End::Done })
 }
 
@@ -47,7 +47,7 @@ pub(crate) fn repair(args: &RepairArgs) -> Outcome {
     let disk = existing(&args.folders)?;
     if args.dry_run {
         let report = repair::repair(&disk, true)?;
-        print(&report, "would ", args.json.json)?;
+        print(&report, false, args.json.json)?;
         return Ok(if report.is_damaged() { End::Damaged } else { End::Done });
     }
     recover::refuse_newer_program(&disk)?;
@@ -57,7 +57,7 @@ pub(crate) fn repair(args: &RepairArgs) -> Outcome {
     listen::refuse_live(&args.folders.queue_dir).map_err(RunError::from)?;
     let report = repair::repair(&disk, false)?;
     drop(locks);
-    print(&report, "", args.json.json)?;
+    print(&report, true, args.json.json)?;
     Ok(if report.stays_damaged() { End::Damaged } else { End::Done })
 }
 
@@ -69,12 +69,13 @@ fn existing(folders: &Folders) -> Result<RealDisk, Failure> {
     Ok(RealDisk::existing(&folders.roots())?)
 }
 
-fn print(report: &Report, would: &str, json: bool) -> io::Result<()> {
+/// Prints what is damaged, and what was or would be done about it.
+fn print(report: &Report, done: bool, json: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if json {
         return render::json_line(&mut out, report);
     }
-    writeln!(out, "{} records in {} segments", report.log.frames, report.log.segments)?;
+    writeln!(out, "{} in {}", count(report.log.frames, "record"), count(report.log.segments, "segment"))?;
     report.log.damaged.iter().try_for_each(|damage| damaged(&mut out, damage))?;
     report.damaged_results.iter().try_for_each(|damage| unreadable(&mut out, damage))?;
     report.damaged_letters.iter().try_for_each(|file| writeln!(out, "damaged {file}: not a dead letter"))?;
@@ -84,7 +85,7 @@ fn print(report: &Report, would: &str, json: bool) -> io::Result<()> {
         .try_for_each(|file| writeln!(out, "damaged {file}: a dead letter's file is missing"))?;
     report.damaged_blobs.iter().try_for_each(|blob| writeln!(out, "damaged {}: {}", blob.file, words(&blob.why)))?;
     report.broken.iter().try_for_each(|rule| writeln!(out, "broken rule: {rule}"))?;
-    report.actions.iter().try_for_each(|action| acted(&mut out, action, would))?;
+    report.actions.iter().try_for_each(|action| acted(&mut out, action, done))?;
     if report.is_damaged() {
         return Ok(());
     }
@@ -101,7 +102,8 @@ fn words(why: &BlobError) -> String {
 }
 
 fn damaged(out: &mut impl Write, damage: &Damage) -> io::Result<()> {
-    write!(out, "damaged {} at byte {}, {} bytes: {}", damage.file, damage.offset, damage.bytes, damage.why)?;
+    let bytes = count(damage.bytes, "byte");
+    write!(out, "damaged {} at byte {}, {bytes}: {}", damage.file, damage.offset, damage.why)?;
     match damage.lost {
         Some((first, last)) if first == last => writeln!(out, "; record {first} is lost"),
         Some((first, last)) => writeln!(out, "; records {first} to {last} are lost"),
@@ -114,27 +116,53 @@ fn unreadable(
     DamagedResults { file, offset, bytes, missing_bytes, .. }: &DamagedResults,
 ) -> io::Result<()> {
     match missing_bytes {
-        0 => writeln!(out, "damaged {file} at byte {offset}, {bytes} bytes: no record of a result"),
+        0 => writeln!(out, "damaged {file} at byte {offset}, {}: no record of a result", count(*bytes, "byte")),
         _ => writeln!(
             out,
-            "damaged {file} at byte {offset}: {missing_bytes} bytes or more are missing, with the results in them"
+            "damaged {file} at byte {offset}: missing {} or more, with the results there",
+            count(*missing_bytes, "byte")
         ),
     }
 }
 
-fn acted(out: &mut impl Write, action: &Action, would: &str) -> io::Result<()> {
+fn acted(out: &mut impl Write, action: &Action, done: bool) -> io::Result<()> {
+    let verb = |would, did| if done { did } else { would };
     match action {
         Action::Cut { file, offset, bytes } => {
-            writeln!(out, "{would}cut {bytes} bytes of an unfinished tail: {file} at byte {offset}")
+            let (cut, bytes) = (verb("would cut", "cut"), count(*bytes, "byte"));
+            writeln!(out, "{cut} {bytes} of an unfinished tail: {file} at byte {offset}")
         }
         Action::KeepAside { file, offset, bytes } => {
-            writeln!(out, "{would}copy {bytes} damaged bytes to the folder damaged: {file} at byte {offset}")
+            let (copied, bytes) = (verb("would copy", "copied"), count(*bytes, "damaged byte"));
+            writeln!(out, "{copied} {bytes} to the folder damaged: {file} at byte {offset}")
         }
-        Action::RebuildIndex { file } => writeln!(out, "{would}rebuild {file}"),
+        Action::RebuildIndex { file } => writeln!(out, "{} {file}", verb("would rebuild", "rebuilt")),
         Action::Blank { file, offset, bytes } => {
-            writeln!(out, "{would}blank {bytes} damaged bytes: {file} at byte {offset}")
+            let (blanked, bytes) = (verb("would blank", "blanked"), count(*bytes, "damaged byte"));
+            writeln!(out, "{blanked} {bytes}: {file} at byte {offset}")
         }
-        Action::MoveAway { file } => writeln!(out, "{would}move to the folder damaged: {file}"),
-        Action::WriteLetter { file } => writeln!(out, "{would}write {file} again"),
+        Action::MoveAway { file } => writeln!(out, "{} to the folder damaged: {file}", verb("would move", "moved")),
+        Action::WriteLetter { file } => writeln!(out, "{} {file} again", verb("would write", "wrote")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_done_is_told_as_done_and_what_would_be_as_that() {
+        let file = || "queue/segment-000001.log".to_owned();
+        let aside = Action::KeepAside { file: file(), offset: 7, bytes: 203 };
+        let line = |action: &Action, done| {
+            let mut out = Vec::new();
+            acted(&mut out, action, done).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let rest = "203 damaged bytes to the folder damaged: queue/segment-000001.log at byte 7\n";
+        assert_eq!(line(&aside, true), format!("copied {rest}"));
+        assert_eq!(line(&aside, false), format!("would copy {rest}"));
+        let rest = "1 byte of an unfinished tail: queue/segment-000001.log at byte 9\n";
+        assert_eq!(line(&Action::Cut { file: file(), offset: 9, bytes: 1 }, false), format!("would cut {rest}"));
     }
 }

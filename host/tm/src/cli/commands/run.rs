@@ -8,7 +8,7 @@ use crate::cli::{
     commands::{enqueue, queue_runs},
     exit::{Failure, Outcome},
     flow::{FlowFile, present},
-    settings, values,
+    render, settings, values,
 };
 
 pub(crate) fn run(args: RunArgs) -> Outcome {
@@ -43,7 +43,7 @@ pub(crate) fn run(args: RunArgs) -> Outcome {
     let once = run_once(&options, flow.request, components, request, args.out.as_deref())?;
     once.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     if let Some(out) = &args.out {
-        eprintln!("copied {} files to {}", once.copied, out.display());
+        eprintln!("copied {} to {}", render::count(once.copied, "file"), out.display());
     }
     queue_runs::ended(&once.end)
 }

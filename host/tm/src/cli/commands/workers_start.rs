@@ -13,7 +13,7 @@ use tm_supervisor::{
 use crate::cli::{
     args::{self, StartArgs},
     exit::{End, Failure, Outcome},
-    settings,
+    render, settings,
 };
 
 /// The default of `--runtime`; only a folder that is named must exist.
@@ -28,7 +28,7 @@ pub(crate) fn run(args: StartArgs) -> Outcome {
     match ended {
         Ended::Drained => tracing::info!("drained"),
         Ended::Stopped { aborted } => {
-            eprintln!("warning: {aborted} running steps were stopped; they are queued again");
+            eprintln!("warning: stopped {}, queued again", render::count(aborted, "running step"));
         }
     }
     Ok(End::Done)
@@ -86,7 +86,8 @@ fn announce(options: &Options, ready: &Ready) -> io::Result<()> {
         writeln!(err, "warning: weaker confinement: {missing}")?;
     }
     if ready.damaged_records > 0 {
-        writeln!(err, "warning: {} damaged records were skipped; see: tm queue verify", ready.damaged_records)?;
+        let records = render::count(ready.damaged_records, "damaged record");
+        writeln!(err, "warning: skipped {records}; see: tm queue verify")?;
     }
     if options.settings.queue.backend == Backend::Memory {
         writeln!(err, "warning: a memory queue is lost with this process")?;
@@ -96,13 +97,13 @@ fn announce(options: &Options, ready: &Ready) -> io::Result<()> {
     }
     writeln!(
         err,
-        "flows: {}, workers: {} with at most {} MiB of memory together, and never more than {} MiB (workers.memory_max); {} KiB of disk reserved per running step; {} runs recovered",
+        "flows: {}, workers: {} with at most {} MiB of memory together, and never more than {} MiB (workers.memory_max); {} KiB of disk reserved per running step; {} recovered",
         ready.flows,
         ready.workers,
         ready.memory_bound_bytes.div_ceil(1 << 20),
         ready.memory_max_bytes >> 20,
         ready.end_reserve_bytes.div_ceil(1 << 10),
-        ready.recovered_runs
+        render::count(ready.recovered_runs, "run")
     )?;
     let mut out = io::stdout().lock();
     writeln!(out, "worker supervisor running (pid {}); ctrl-c or 'tm workers stop' to drain", ready.pid)?;

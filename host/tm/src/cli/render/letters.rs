@@ -76,7 +76,7 @@ pub(crate) fn letter_detail(out: &mut impl Write, entry: &DlqEntry, json: bool) 
     field("flow", &entry.flow_id)?;
     field("tenant", &entry.tenant)?;
     field("died", &entry.timestamp)?;
-    field("attempt", &format_args!("{} ({} failures)", entry.attempt, entry.failures))?;
+    field("attempt", &format_args!("{} ({})", entry.attempt, super::count(entry.failures, "failure")))?;
     field("reason", &entry.error.reason)?;
     field("code", &entry.error.code)?;
     entry.error.last_code.as_ref().map_or(Ok(()), |code| field("last code", code))?;
