@@ -251,7 +251,7 @@ fn an_input_file_that_is_missing_is_named() {
     snapshot!(Home::new().tm(&["enqueue", "hello", "-i", "@nowhere.json"]), @"
         stderr:
         error: cannot read the input file nowhere.json: no such file or directory
-        exit: 1
+        exit: 2
         ");
 }
 
@@ -265,7 +265,7 @@ fn headers_and_trace_are_objects() {
         ");
     snapshot!(home.tm(&["enqueue", "hello", "--trace", "{}"]), @r#"
         stderr:
-        error: --trace has no text 'traceparent'
+        error: --trace has no 'traceparent' as W3C Trace Context writes it
         hint: --trace '{"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}'
         exit: 2
         "#);
@@ -326,7 +326,7 @@ fn a_flow_file_that_is_missing_is_named() {
         stderr:
         error: no flow file flows/hello.yaml
         hint: a flow is a YAML or JSON file, or the id of a registered flow
-        exit: 1
+        exit: 3
         ");
 }
 

@@ -259,8 +259,8 @@ fn a_folder_is_no_flow() {
     home.write("flows/x.yaml", "");
     snapshot!(home.tm(&["enqueue", "flows"]), @"
     stderr:
-    error: flows is a folder; a flow is a file or an id
-    exit: 2
+    error: flows is a folder; a flow is a file
+    exit: 3
     ");
 }
 

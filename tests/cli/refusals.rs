@@ -57,6 +57,38 @@ fn a_start_that_is_refused_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_flow_file_that_cannot_be_read_is_exit_3_for_every_command() {
+    let home = Home::new();
+    std::fs::create_dir(home.path("folder.yaml")).unwrap();
+    for pipe in ["pipe.yaml", "pipe.wasm"] {
+        rustix::fs::mkfifoat(rustix::fs::CWD, home.path(pipe), rustix::fs::Mode::RWXU).unwrap();
+    }
+    home.write("piped.yaml", "flow:\n  id: piped\n  steps:\n    - id: a\n      component: pipe.wasm\n");
+    for (flow, why) in [
+        ("nowhere.yaml", "no flow file nowhere.yaml"),
+        ("folder.yaml", "folder.yaml is a folder; a flow is a file"),
+        ("pipe.yaml", "cannot read pipe.yaml: not a regular file"),
+        ("piped.yaml", "pipe.wasm: not a regular file"),
+    ] {
+        for command in ["check", "enqueue", "run"] {
+            let ran = home.tm(&[command, flow]);
+            assert!(ran.code == Some(3) && ran.stderr.contains(why), "{command} {flow}: {ran}");
+        }
+    }
+    snapshot!(home.tm(&["enqueue", "hello", "-i", "@pipe.yaml"]), @"
+    stderr:
+    error: cannot read the input file pipe.yaml: not a regular file
+    exit: 2
+    ");
+    snapshot!(home.tm(&["enqueue", "hello", "-i", "@-"]), @"
+    stderr:
+    error: --input from standard input is not JSON: EOF while parsing a value at line 1 column 0
+    exit: 2
+    ");
+    assert!(!home.path("data").exists());
+}
+
+#[test]
 fn a_folder_that_cannot_be_written_is_named() {
     if !rustix::process::getuid().is_root() {
         return println!("skipped: only root can become another user");

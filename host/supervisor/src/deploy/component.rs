@@ -8,6 +8,8 @@ use std::{
 
 use serde::Deserialize;
 
+use super::opened::open_regular;
+
 /// The target that steps are built for, and the profile.
 pub const TARGET: &str = "wasm32-wasip2";
 pub const PROFILE: &str = "release";
@@ -52,7 +54,7 @@ pub struct Missing {
 pub fn open(flow: &Path, flow_folder: &Path, component: &str) -> Result<(PathBuf, File), Missing> {
     let path = locate(flow_folder, component)
         .map_err(|error| Missing { hint: error.hint(flow), message: error.to_string() })?;
-    match File::open(&path) {
+    match open_regular(&path) {
         Ok(file) => Ok((path, file)),
         Err(source) => Err(Missing { message: ComponentError::Read { path, source }.to_string(), hint: None }),
     }

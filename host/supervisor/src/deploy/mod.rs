@@ -12,6 +12,6 @@ mod tree;
 
 pub use component::{Missing, artifact_of};
 pub use known::{Inspect, InspectError, KnownFiles};
-pub use opened::{Opened, text_of};
+pub use opened::{Opened, open_regular, text_of};
 pub use resolve::{Resolved, Source, resolve};
 pub use text::{DeployError, FlowFault, FlowText};

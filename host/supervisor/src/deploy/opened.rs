@@ -3,9 +3,11 @@
 use std::{
     fs::File,
     io::{self, Read as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
+use rustix::fs::OFlags;
 use tm_core::{
     flow::{evaluate::Evaluate, spec::FlowSpec},
     limits::FLOW_TEXT_MAX_BYTES,
@@ -17,13 +19,27 @@ use super::{
     text::{FlowFault, FlowText},
 };
 
+/// Opens a regular file for reading. Anything else is refused at once: nobody waits for the other end of a pipe.
+///
+/// # Errors
+/// When it is something else, or cannot be opened.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let file = File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
+    let found = file.metadata()?;
+    match (found.is_file(), found.is_dir()) {
+        (true, _) => Ok(file),
+        (false, true) => Err(io::ErrorKind::IsADirectory.into()),
+        (false, false) => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+    }
+}
+
 /// The text of a flow file, of one that is too long no more than shows that it is.
 ///
 /// # Errors
 /// When it cannot be read, or is not UTF-8.
 pub fn text_of(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(FLOW_TEXT_MAX_BYTES + 1).read_to_string(&mut text)?;
+    open_regular(path)?.take(FLOW_TEXT_MAX_BYTES + 1).read_to_string(&mut text)?;
     Ok(text)
 }
 

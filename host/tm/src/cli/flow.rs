@@ -41,23 +41,19 @@ pub(crate) struct Known {
 }
 
 impl Flow {
-    /// A path when it exists as a file, else an id.
+    /// A path when something is there, else an id.
     ///
     /// # Errors
-    /// What is wrong with the file; a text that is neither a file nor can be an id.
+    /// Exit 3: what is wrong with the file; a text that is neither a file nor can be an id.
     pub(crate) fn open(argument: &str, tenant: &str, config: Option<&Path>) -> Result<Self, Failure> {
         let path = Path::new(argument);
-        if path.is_file() {
+        if !is_missing(path) {
             return FlowFile::open(path, tenant, config, false).map(Self::File);
-        }
-        if path.is_dir() {
-            return Err(Failure::usage(format!("{argument} is a folder; a flow is a file or an id")));
         }
         if tm_core::id::is_name(argument) && !looks_like_a_file(path) {
             return Ok(Self::Id(argument.to_owned()));
         }
-        Err(Failure::failed(format!("no flow file {argument}"))
-            .hint("a flow is a YAML or JSON file, or the id of a registered flow"))
+        Err(no_file(path).hint("a flow is a YAML or JSON file, or the id of a registered flow"))
     }
 
     /// A file may begin a queue; an id is nothing without one.
@@ -96,6 +92,16 @@ impl Flow {
             }
         }
     }
+}
+
+/// Whether nothing is there, as opposed to something that cannot be looked at.
+fn is_missing(path: &Path) -> bool {
+    let error = path.metadata().err().map(|error| error.kind());
+    matches!(error, Some(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename))
+}
+
+fn no_file(path: &Path) -> Failure {
+    Failure::invalid(format!("no flow file {}", path.display()))
 }
 
 fn looks_like_a_file(path: &Path) -> bool {
@@ -147,6 +153,12 @@ pub(crate) fn opened(path: &Path) -> Result<Opened, Failure> {
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Failure {
+    if is_missing(path) {
+        return no_file(path);
+    }
+    if error.kind() == io::ErrorKind::IsADirectory {
+        return Failure::invalid(format!("{} is a folder; a flow is a file", path.display()));
+    }
     Failure::invalid(format!("cannot read {}: {}", path.display(), reason(error)))
 }
 

@@ -1,7 +1,6 @@
 //! Values of flags: durations, times, names, JSON objects.
 
 use std::{
-    fs::File,
     io::{self, Read as _},
     path::Path,
 };
@@ -13,9 +12,9 @@ use tm_core::{
     limits::{IDEMPOTENCY_KEY_MAX_BYTES, INPUT_MAX_BYTES},
     time::Millis,
 };
-use tm_supervisor::config::units;
+use tm_supervisor::{config::units, deploy::open_regular};
 
-use super::exit::Failure;
+use super::exit::{Failure, reason};
 
 /// A span such as `500ms`, `10s`, `5m`, `2h`, `1d`, in milliseconds.
 pub(crate) fn duration_ms(text: &str) -> Result<u64, String> {
@@ -74,14 +73,19 @@ pub(crate) fn input(argument: &str) -> Result<Json, Failure> {
         None => (argument.to_owned(), "--input".to_owned()),
         Some("-") => (read(io::stdin().lock(), "standard input")?, "--input from standard input".to_owned()),
         Some(path) => {
-            let file = File::open(path).map_err(|error| Failure::io("read the input file", Path::new(path), &error))?;
+            let file = open_regular(Path::new(path))
+                .map_err(|error| Failure::usage(format!("cannot read the input file {path}: {}", reason(&error))))?;
             (read(file, path)?, format!("--input from {path}"))
         }
     };
     if text.len() as u64 > INPUT_MAX_BYTES {
         return Err(too_large(&from));
     }
-    object(&text, &from)
+    // Only what stands in the command line went through the shell: nothing else can be quoted better.
+    object(&text, &from).map_err(|mut failure| {
+        failure.hint = failure.hint.filter(|_| !argument.starts_with('@'));
+        failure
+    })
 }
 
 fn read(source: impl io::Read, name: &str) -> Result<String, Failure> {

@@ -20,7 +20,7 @@ use tm_core::{
 use super::enqueue::Template;
 use crate::cli::{
     client::Session,
-    exit::{End, Failure, Outcome},
+    exit::{End, Failure, Outcome, reason},
     render, values,
 };
 
@@ -84,11 +84,14 @@ struct ReplyLine<'a> {
 /// # Errors
 /// The file cannot be opened.
 pub(crate) fn open(path: &Path) -> Result<BufReader<Box<dyn io::Read>>, Failure> {
-    let source: Box<dyn io::Read> = if path == Path::new("-") {
-        Box::new(io::stdin())
-    } else {
-        Box::new(File::open(path).map_err(|error| Failure::io("read the batch", path, &error))?)
-    };
+    let source: Box<dyn io::Read> =
+        if path == Path::new("-") {
+            Box::new(io::stdin())
+        } else {
+            Box::new(File::open(path).map_err(|error| {
+                Failure::usage(format!("cannot read the batch {}: {}", path.display(), reason(&error)))
+            })?)
+        };
     Ok(BufReader::with_capacity(CHUNK_MAX_BYTES, source))
 }
 

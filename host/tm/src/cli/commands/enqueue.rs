@@ -74,7 +74,7 @@ impl Template {
         let key = flags.idempotency_key.as_ref().map(|key| values::key(key, "--idempotency-key"));
         let trace = object(&flags.trace, "--trace")?;
         if trace.as_ref().is_some_and(|trace| !has_traceparent(trace)) {
-            return Err(Failure::usage("--trace has no text 'traceparent'")
+            return Err(Failure::usage("--trace has no 'traceparent' as W3C Trace Context writes it")
                 .hint("--trace '{\"traceparent\": \"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\"}'"));
         }
         Ok(Self {
@@ -103,13 +103,22 @@ impl Template {
     }
 }
 
+/// Whether the trace names a parent as W3C Trace Context level 1 writes it: version, trace, span and flags in lower-case
+/// hexadecimal. Versions after 00 may say more behind that.
 fn has_traceparent(trace: &Json) -> bool {
     #[derive(serde::Deserialize)]
     struct Trace {
-        #[serde(rename = "traceparent")]
-        _traceparent: String,
+        traceparent: String,
     }
-    serde_json::from_str::<Trace>(trace.get()).is_ok()
+    let Ok(Trace { traceparent }) = serde_json::from_str(trace.get()) else { return false };
+    let parts: Vec<&str> = traceparent.split('-').collect();
+    let [version, trace, span, flags, more @ ..] = parts.as_slice() else { return false };
+    let is_hex = |text: &str, length| {
+        text.len() == length && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    };
+    let is_id = |text: &str, length| is_hex(text, length) && text.bytes().any(|byte| byte != b'0');
+    let is_version = is_hex(version, 2) && *version != "ff" && (more.is_empty() || *version != "00");
+    is_version && is_id(trace, 32) && is_id(span, 16) && is_hex(flags, 2)
 }
 
 /// Says what the queue answered.
@@ -182,5 +191,30 @@ fn wait(session: &mut Session<'_>, reply: Reply, flow: &str, json: bool) -> Outc
     match ended? {
         Reply::Ended(end) => queue_runs::ended(&end),
         other => Err(Failure::unexpected("a wait", &other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_traceparent_is_one_of_w3c_trace_context() {
+        let (trace, span) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
+        let has = |parent: &str| has_traceparent(&Json::parse(&format!("{{\"traceparent\": \"{parent}\"}}")).unwrap());
+        assert!(has(&format!("00-{trace}-{span}-01")) && has(&format!("01-{trace}-{span}-00-more")));
+        let upper = trace.to_uppercase();
+        for bad in [
+            "x".to_owned(),
+            format!("00-{trace}-{span}"),
+            format!("00-{trace}-{span}-01-more"),
+            format!("ff-{trace}-{span}-01"),
+            format!("00-{upper}-{span}-01"),
+            format!("00-{}-{span}-01", "0".repeat(32)),
+            format!("00-{trace}-{}-01", "0".repeat(16)),
+        ] {
+            assert!(!has(&bad), "{bad}");
+        }
+        assert!(!has_traceparent(&Json::parse("{}").unwrap()));
     }
 }

@@ -23,11 +23,12 @@ pub(crate) fn run(args: RunArgs) -> Outcome {
     let input = values::input(&args.input)?;
     let tenant = args.flags.tenant.tenant;
     let path = std::path::Path::new(&args.flow);
-    if !path.is_file() {
-        return Err(Failure::failed(format!("no flow file {}", args.flow))
-            .hint("tm run takes a file; a registered flow is run by: tm run --detached"));
-    }
-    let flow = FlowFile::open(path, &tenant, args.folders.config.as_deref(), args.allow_weaker_confinement)?;
+    let flow = FlowFile::open(path, &tenant, args.folders.config.as_deref(), args.allow_weaker_confinement).map_err(
+        |failure| {
+            let takes = "tm run takes a file; a registered flow is run by: tm run --detached";
+            if path.exists() { failure } else { failure.hint(takes) }
+        },
+    )?;
     let options = Options {
         settings: settings::load(args.folders.config.as_deref())?,
         config: settings::path(args.folders.config.as_deref()),
