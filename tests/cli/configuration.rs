@@ -23,9 +23,27 @@ fn an_unknown_key_is_named() {
 fn a_wrong_type_is_named() {
     snapshot!(start("[queue]\nlease_ms = \"soon\"\n"), @r#"
     stderr:
-    error: trace_config.toml:2:12: lease_ms: invalid type: string "soon", expected u64
+    error: trace_config.toml:2:12: queue.lease_ms: invalid type: string "soon", expected a whole number from 0
     exit: 3
     "#);
+}
+
+#[test]
+fn a_value_that_is_no_word_of_the_key_is_named_with_its_key() {
+    snapshot!(start("[queue]\nbackend = 3\n"), @"
+    stderr:
+    error: trace_config.toml:2:11: queue.backend: expected a string
+    exit: 3
+    ");
+}
+
+#[test]
+fn a_heartbeat_of_0_is_told_as_that() {
+    snapshot!(Home::new().tm(&["workers", "start", "--heartbeat", "0"]), @"
+    stderr:
+    error: heartbeat is 0 ms: it must be above 0
+    exit: 3
+    ");
 }
 
 #[test]

@@ -38,6 +38,8 @@ pub enum ConfigError {
     Read { path: PathBuf, source: io::Error },
     #[error("{}:{line}:{column}: {problem}", path.display())]
     Invalid { path: PathBuf, line: usize, column: usize, problem: Problem },
+    #[error("heartbeat is 0 ms: it must be above 0")]
+    NoHeartbeat,
     #[error(
         "heartbeat ({heartbeat_ms} ms) < heartbeat_timeout ({timeout_ms} ms) <= lease_ms ({lease_ms} ms) does not hold"
     )]
@@ -197,11 +199,14 @@ impl Settings {
     /// What must hold between the numbers, whoever set them.
     ///
     /// # Errors
-    /// When heartbeat < heartbeat_timeout <= lease_ms does not hold.
+    /// When heartbeat is 0, or heartbeat < heartbeat_timeout <= lease_ms does not hold.
     pub fn check(&self) -> Result<(), ConfigError> {
         let (heartbeat_ms, timeout_ms) = (self.workers.heartbeat_ms, self.workers.heartbeat_timeout_ms);
         let lease_ms = self.queue.lease_ms;
-        if heartbeat_ms == 0 || heartbeat_ms >= timeout_ms || timeout_ms > lease_ms {
+        if heartbeat_ms == 0 {
+            return Err(ConfigError::NoHeartbeat);
+        }
+        if heartbeat_ms >= timeout_ms || timeout_ms > lease_ms {
             return Err(ConfigError::Heartbeat { heartbeat_ms, timeout_ms, lease_ms });
         }
         Ok(())

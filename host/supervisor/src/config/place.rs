@@ -67,25 +67,43 @@ impl Place<'_> {
         found.map_or(table.clone(), |(at, _)| table.start + at..table.start + at + key.len())
     }
 
+    /// The key whose value begins there, with its table, as far as lines tell.
+    fn key_before(&self, at: usize) -> String {
+        let before = self.text.get(..at).unwrap_or(self.text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let key = self.text[line_start..].split(['=', '\n']).next().unwrap_or_default().trim();
+        let table = before.lines().rev().find_map(|line| {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            line.strip_prefix('[')?.strip_suffix(']').filter(|name| !name.contains(['[', '=', ',']))
+        });
+        table.map_or_else(|| key.to_owned(), |table| format!("{}.{key}", table.trim()))
+    }
+
     pub(super) fn of_toml(&self, error: &toml::de::Error) -> ConfigError {
         let span = error.span().unwrap_or(0..0);
         let message = error.message();
-        let key = || {
-            let line_start = self.text[..span.start.min(self.text.len())].rfind('\n').map_or(0, |newline| newline + 1);
-            self.text[line_start..].split(['=', '\n']).next().unwrap_or_default().trim().to_owned()
-        };
         let problem = if let Some(rest) = message.strip_prefix("unknown field `") {
             let (name, rest) = rest.split_once('`').unwrap_or((rest, ""));
             let known = rest.split('`').skip(1).step_by(2);
             Problem::UnknownKey { key: name.to_owned(), hint: nearest(name, known) }
         } else if message.starts_with("invalid ")
             || message.starts_with("unknown variant")
+            || message.starts_with("wanted ")
             || message.contains("needed")
         {
-            Problem::Type { key: key(), message: message.to_owned() }
+            Problem::Type { key: self.key_before(span.start), message: in_words(message) }
         } else {
             Problem::Syntax { message: message.replace('\n', ", ") }
         };
         self.at(span, problem)
     }
+}
+
+/// What serde says of a value, without the names of Rust's types.
+fn in_words(message: &str) -> String {
+    message
+        .replace("expected u64", "expected a whole number from 0")
+        .replace("expected u32", "expected a whole number from 0 to 4294967295")
+        .replace("expected f64", "expected a number")
+        .replace("wanted string or table", "expected a string")
 }

@@ -117,7 +117,7 @@ fn each_error_names_file_line_and_key() {
         ("[qeue]\n", "conf/trace_config.toml:1:2: unknown key 'qeue' (did you mean 'queue'?)"),
         (
             "[queue]\nkeys_max = \"5\"",
-            "conf/trace_config.toml:2:12: keys_max: invalid type: string \"5\", expected u64",
+            "conf/trace_config.toml:2:12: queue.keys_max: invalid type: string \"5\", expected a whole number from 0",
         ),
         ("[workers]\nnum = 0", "conf/trace_config.toml:2:7: workers.num: 0 is not between 1 and 1024"),
         (
@@ -159,12 +159,17 @@ fn each_error_names_file_line_and_key() {
         assert_eq!(fails(text), expected, "{text}");
     }
     assert!(
-        fails("[queue]\nbackend = \"disk\"").contains(":2:11: backend: unknown variant `disk`"),
+        fails("[queue]\nbackend = \"disk\"").contains(":2:11: queue.backend: unknown variant `disk`"),
         "wrong words are named"
+    );
+    assert!(fails("[tenants.\"a\"] # ours\nweight = 0").contains(":2:10: tenants.\"a\".weight: 0 is not between"));
+    assert!(fails("[tenants.\"a\"] # ours\nweight = -1").contains(":2:10: tenants.\"a\".weight: "));
+    assert!(
+        fails("[workers]\nheartbeat = 0").ends_with(":2:13: workers.heartbeat: heartbeat is 0 ms: it must be above 0")
     );
     assert!(fails("[queue\n").starts_with("conf/trace_config.toml:1:"));
     assert!(fails("[queue]\nlease_ms = 1\nlease_ms = 2").contains(":3:"));
-    assert!(fails("[workers]\nheartbeat = true").contains(":2:13: heartbeat: "));
+    assert!(fails("[workers]\nheartbeat = true").contains(":2:13: workers.heartbeat: "));
 }
 
 fn files(host: &Path, mode: Mode) -> FilesSpec {

@@ -175,7 +175,7 @@ pub(super) fn resolve(text: &str, path: &Path) -> Result<Settings, ConfigError> 
         for (name, tenant) in tenants {
             let weight = match &tenant.weight {
                 None => 1,
-                Some(weight) => place.within("weight", weight, 1, 1_000)?,
+                Some(weight) => place.within(&format!("tenants.\"{}\".weight", name.get_ref()), weight, 1, 1_000)?,
             };
             if !is_name(name.get_ref()) {
                 let message = "1 to 64 of a-z A-Z 0-9 . _ -, first a letter or digit".to_owned();
@@ -210,7 +210,7 @@ pub(super) fn resolve(text: &str, path: &Path) -> Result<Settings, ConfigError> 
     let (age, size) = (&retention.dlq_archive_max_age, &retention.dlq_archive_max_mb);
     kept(&place, ("retention", "dlq_archive_max"), (age, size), &mut settings.retention.dlq_archive)?;
     match (settings.check(), beats) {
-        (Err(error @ ConfigError::Heartbeat { .. }), Some((key, span))) => {
+        (Err(error @ (ConfigError::NoHeartbeat | ConfigError::Heartbeat { .. })), Some((key, span))) => {
             Err(place.range(span, key.to_owned(), error.to_string()))
         }
         _ => Ok(settings),
