@@ -283,7 +283,7 @@ fn delays_and_times_are_checked() {
         ");
     snapshot!(home.tm(&["enqueue", "hello", "--at", "tomorrow"]), @"
         stderr:
-        error: invalid value 'tomorrow' for '--at <TIME>': a time in RFC 3339 is needed: TIME
+        error: invalid value 'tomorrow' for '--at <TIME>': a time in RFC 3339 up to TIME is needed: TIME
 
         For more information, try '--help'.
         exit: 2

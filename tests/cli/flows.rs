@@ -99,7 +99,7 @@ fn every_cycle_is_said() {
 fn what_is_no_yaml_is_refused() {
     snapshot!(enqueue("flow: [\n"), @"
     stderr:
-    error: flow.yaml:1:7: expected mapping start
+    error: flow.yaml:1:7: unclosed bracket '['
        |
      1 | flow: [
        |       ^
@@ -302,4 +302,13 @@ fn building_without_rust_says_how_to_get_it() {
     hint: install Rust from https://rustup.rs, then open a new shell
     exit: 3
     ");
+}
+
+#[test]
+fn a_fault_of_the_syntax_comes_before_what_no_flow_has() {
+    let home = Home::new();
+    home.write("broken.yaml", "a: [1\n");
+    let ran = home.tm(&["check", "broken.yaml"]);
+    assert!(ran.code == Some(3) && !ran.stderr.contains("unknown"), "{ran}");
+    assert!(ran.stderr.starts_with("error: broken.yaml:"), "{ran}");
 }

@@ -133,3 +133,12 @@ fn a_bad_line_of_a_batch_is_named_once_and_stops_no_other() {
     assert!(ran.stdout.contains("line 2: column 18: unknown field `nope`"), "{ran}");
     assert!(!ran.stdout.contains("line 1"), "{ran}");
 }
+
+#[test]
+fn a_step_that_a_run_does_not_have_is_not_shown_as_the_run() {
+    let home = Home::new();
+    home.flow("quick", "compute", &[]);
+    let run = home.enqueue("quick.yaml", "{}", &["--delay", "1d"]);
+    home.tm(&["queue", "show", &format!("{run}.nope")]).refused(1, &[&run, "has no step 'nope'", "hint: "]);
+    assert_eq!(home.tm(&["queue", "show", &format!("{run}.s")]).code, Some(0));
+}

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::time::Millis;
+
 /// Payloads above this go into blobs.
 pub const INLINE_MAX_BYTES: u64 = 64 * 1024;
 /// The largest input of a run, and the largest rendered input of a task.
@@ -24,6 +26,8 @@ pub const ERROR_CODE_MAX_BYTES: usize = 64;
 pub const ERROR_MESSAGE_MAX_BYTES: usize = 4 * 1024;
 pub const IDEMPOTENCY_KEY_MAX_BYTES: usize = 256;
 pub const HEADERS_MAX_BYTES: usize = 16 * 1024;
+/// The latest start of a run: the end of the times that RFC 3339 writes in every offset, 9999-12-30T22:00:00Z.
+pub const READY_AT_MAX: Millis = Millis(253_402_207_200_000);
 pub const PRIORITY_MAX: u8 = 9;
 pub const PRIORITY_DEFAULT: u8 = 5;
 /// Inputs that one turn of the loop takes.

@@ -108,7 +108,8 @@ impl Faults {
 
     fn range(&mut self, path: &str, value: u64, least: u64, most: u64) {
         if value < least || value > most {
-            self.add(path, format!("{value} is not between {least} and {most}"), None);
+            let key = path.rsplit('.').next().unwrap_or(path);
+            self.add(path, format!("{key}: {value} is not between {least} and {most}"), None);
         }
     }
 }
@@ -260,7 +261,7 @@ fn check_limits(faults: &mut Faults, path: &str, limits: &LimitsSpec) {
 
 fn check_retries(faults: &mut Faults, path: &str, retries: &RetriesSpec) {
     for (key, message) in retries_out_of_range(retries) {
-        faults.add(format!("{path}.{key}"), message, None);
+        faults.add(format!("{path}.{key}"), format!("{key}: {message}"), None);
     }
 }
 

@@ -81,6 +81,27 @@ pub fn no_run(id: &str) -> ApiError {
     }
 }
 
+/// Whether the run has the step or task of an id such as `RUN.step` or `RUN.step[3]`; true for an id of the run alone.
+#[must_use]
+pub fn has_step(run: &RunDetail, id: &str) -> bool {
+    let Some((_, step)) = id.split_once('.') else { return true };
+    let is_it = |task: &TaskRow| task.step == step || task.task_id.split_once('.').is_some_and(|(_, own)| own == step);
+    run.tasks.iter().any(is_it)
+}
+
+/// The error for an id of a run that has no such step.
+#[must_use]
+pub fn no_step(id: &str) -> ApiError {
+    let (run, step) = id.split_once('.').unwrap_or((id, ""));
+    ApiError {
+        kind: ErrorKind::Failed,
+        code: None,
+        message: format!("run {run} has no step '{step}'"),
+        hint: Some(format!("see its steps: tm queue show {run}")),
+        retry_after_ms: None,
+    }
+}
+
 /// The error for a prefix that names several runs.
 #[must_use]
 pub fn several_runs(id: &str, count: usize) -> ApiError {

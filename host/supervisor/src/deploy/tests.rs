@@ -152,8 +152,8 @@ fn faults_of_the_form_have_line_and_column() {
     assert_eq!(found(returns), ["6:3 unknown key 'stepz'"], "a carriage return alone ends a line");
     let shown = case.resolve(returns, &[""]).unwrap_err().faults.remove(0).source;
     assert_eq!(shown.as_deref(), Some("  stepz: []"));
-    let placeless = found("\t!a\t!a");
-    assert!(placeless.iter().all(|fault| fault.starts_with("1:1 ")), "{placeless:?}");
+    let placed = found("\t!a\t!a");
+    assert!(placed.len() == 1 && placed[0].starts_with("1:5 "), "the syntax alone, with its place: {placed:?}");
     let syntax = found("flow: [\n");
     assert!(syntax.len() == 1 && !syntax[0].starts_with("0:"), "{syntax:?}");
     for empty in ["", "[]", "5", "other: 1"] {
@@ -194,7 +194,7 @@ extra: 1
             "3:3 unknown key 'verzion'",
             "4:19 run_timeout_ms must be a whole number, this is the text 'soon'",
             "8:7 unknown key 'need'",
-            "9:23 0 is not between 1 and 1000000000000000",
+            "9:23 fuel: 0 is not between 1 and 1000000000000000",
             "9:37 memory_mb must be a whole number up to 4294967295, this is 5000000000",
             "9:49 unknown key 'time'",
             "10:26 factor must be a number, this is the text 'high'",
@@ -369,7 +369,7 @@ flow:
         [
             "7:11 needs unknown step 'nope'",
             "8:13 expression `1 +`: it does not parse: unexpected end of input, expected expression",
-            "10:15 0 is not between 1 and 1000000000000000",
+            "10:15 fuel: 0 is not between 1 and 1000000000000000",
             "11:11 step id 'a' is taken by steps[0]",
             "13:24 names its own step 'a'",
             "13:41 names unknown step 'b'",

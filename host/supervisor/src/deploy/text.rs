@@ -131,14 +131,18 @@ impl FlowText {
             return (None, vec![FlowFault::of_file(path, message)]);
         }
         let lines = lines_of(text);
-        let places = Tree::of(text);
+        let (places, syntax) = match Tree::of(text) {
+            Ok(tree) => (Some(tree), None),
+            Err(error) => (None, Some(error)),
+        };
         let (spec, faults) = match serde_saphyr::from_str::<FlowFile>(text) {
             Ok(file) => {
                 let faults = validate(&file.flow, evaluate).into_iter();
                 let placed = faults.map(|fault| placed(places.as_ref(), fault)).collect();
                 (Some(file.flow), placed)
             }
-            Err(error) => unreadable(&error, places.as_ref(), evaluate),
+            // The reader of flows stops at what it does not know, which may stand before the fault of the syntax.
+            Err(error) => unreadable(&syntax.unwrap_or(error), places.as_ref(), evaluate),
         };
         let paths = faults.iter().map(|(_, fault)| fault.path.clone());
         let flawed = paths.filter(|path| !path.is_empty()).collect();

@@ -40,10 +40,13 @@ pub(super) struct Again {
 
 impl Tree {
     /// The tree of a text that is YAML; of a key that stands twice the first counts.
-    pub(super) fn of(text: &str) -> Option<Self> {
+    ///
+    /// # Errors
+    /// What is wrong with the syntax.
+    pub(super) fn of(text: &str) -> Result<Self, serde_saphyr::Error> {
         // The one policy under which every key is seen; which of them counts is decided here.
         let options = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::LastWins };
-        serde_saphyr::from_str_with_options(text, options).ok()
+        serde_saphyr::from_str_with_options(text, options)
     }
 
     /// Every key that stands in its map already, wherever that is; once each, however often an alias repeats it.

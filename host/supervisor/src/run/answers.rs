@@ -53,6 +53,7 @@ pub(super) fn answer(asked: &Asked<'_>, request: &Request) -> Option<Reply> {
         Request::Show { id } => match view::run_by_id(asked.ended, id) {
             Err(error) => Reply::Error(*error),
             Ok(run) => match view::detail(asked.ended, run, asked.blobs, &|flow, step| blocked(asked, flow, step)) {
+                Ok(detail) if !view::has_step(&detail, id) => Reply::Error(view::no_step(id)),
                 Ok(mut detail) => {
                     let waits = |task: &TaskRow| task.state == TaskState::Ready;
                     detail.held_back = held_back(asked).filter(|_| detail.tasks.iter().any(waits));

@@ -9,7 +9,7 @@ use tm_core::{
     api::ErrorKind,
     code,
     json::Json,
-    limits::{IDEMPOTENCY_KEY_MAX_BYTES, INPUT_MAX_BYTES},
+    limits::{IDEMPOTENCY_KEY_MAX_BYTES, INPUT_MAX_BYTES, READY_AT_MAX},
     time::Millis,
 };
 use tm_supervisor::{config::units, deploy::open_regular};
@@ -35,11 +35,20 @@ pub(crate) fn seconds(text: &str) -> Result<u64, String> {
     }
 }
 
+/// As [`seconds`], above 0: how long something is kept.
+pub(crate) fn some_seconds(text: &str) -> Result<u64, String> {
+    seconds(text).and_then(|ms| if ms == 0 { Err("more than 0 is needed".to_owned()) } else { Ok(ms) })
+}
+
 /// A time in RFC 3339 with its offset.
 pub(crate) fn time(text: &str) -> Result<Millis, String> {
     let time: jiff::Timestamp =
-        text.parse().map_err(|_| "a time in RFC 3339 is needed: 2026-01-31T12:00:00Z".to_owned())?;
-    u64::try_from(time.as_millisecond()).map(Millis).map_err(|_| "the time is before 1970".to_owned())
+        text.parse().map_err(|_| format!("a time in RFC 3339 up to {READY_AT_MAX} is needed: 2026-01-31T12:00:00Z"))?;
+    match u64::try_from(time.as_millisecond()).map(Millis) {
+        Err(_) => Err("the time is before 1970".to_owned()),
+        Ok(time) if time > READY_AT_MAX => Err(format!("the time is after {READY_AT_MAX}")),
+        Ok(time) => Ok(time),
+    }
 }
 
 /// A name of a tenant.
@@ -155,7 +164,16 @@ mod tests {
     fn times_have_an_offset() {
         assert_eq!(time("1970-01-01T00:00:01Z"), Ok(Millis(1_000)));
         assert_eq!(time("2020-02-29T14:34:56.789+02:00"), Ok(Millis(1_582_979_696_789)));
-        for bad in ["", "tomorrow", "2020-02-30T00:00:00Z", "2020-02-29T12:00:00", "1960-01-01T00:00:00Z"] {
+        assert_eq!(time("9999-12-30T22:00:00Z"), Ok(READY_AT_MAX));
+        assert!(time("9999-12-31T23:59:59Z").unwrap_err().contains("up to 9999-12-30T22:00:00"));
+        for bad in [
+            "",
+            "tomorrow",
+            "9999-12-30T22:00:00.001Z",
+            "2020-02-30T00:00:00Z",
+            "2020-02-29T12:00:00",
+            "1960-01-01T00:00:00Z",
+        ] {
             assert!(time(bad).is_err(), "{bad}");
         }
     }
@@ -165,6 +183,7 @@ mod tests {
         assert_eq!(seconds("5"), Ok(5_000));
         assert_eq!(seconds("200ms"), Ok(200));
         assert!(seconds("-5").is_err() && seconds("x").is_err());
+        assert!(some_seconds("0").is_err() && some_seconds("0m").is_err() && some_seconds("1").is_ok());
     }
 
     #[test]

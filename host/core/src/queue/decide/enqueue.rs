@@ -8,7 +8,9 @@ use crate::{
     flow::{names::distance, spec::FlowDef},
     id::{Digest, FlowNo, RunId, is_name},
     json::{Json, Payload},
-    limits::{HEADERS_MAX_BYTES, IDEMPOTENCY_KEY_MAX_BYTES, INPUT_MAX_BYTES, PRIORITY_DEFAULT, PRIORITY_MAX},
+    limits::{
+        HEADERS_MAX_BYTES, IDEMPOTENCY_KEY_MAX_BYTES, INPUT_MAX_BYTES, PRIORITY_DEFAULT, PRIORITY_MAX, READY_AT_MAX,
+    },
     queue::{
         decide::{Desk, refusal},
         effect::{Effect, Ticket},
@@ -62,11 +64,18 @@ impl Desk<'_> {
             return Err(Box::new(full(format!("the queue holds hard_depth ({}) tasks", policy.hard_depth))));
         }
         if key.is_some() && self.state.keys.len() as u64 + self.world.results.key_count() >= policy.keys_max {
-            return Err(Box::new(full(format!("the queue holds keys_max ({}) idempotency keys", policy.keys_max))));
+            let error = full(format!("the queue holds keys_max ({}) idempotency keys", policy.keys_max));
+            let hint =
+                format!("free one: tm queue forget-key {} KEY, or wait: each goes with its result", request.flow);
+            return Err(Box::new(ApiError { hint: Some(hint), retry_after_ms: None, ..error }));
         }
         let now = self.world.now;
         let wall = self.state.wall(now);
         let ready_at = request.at.into_iter().chain(request.delay_ms.map(|delay| wall.plus(delay))).max();
+        if ready_at.is_some_and(|at| at > READY_AT_MAX) {
+            let message = format!("the run would start after {READY_AT_MAX}, the latest time there is");
+            return Err(Box::new(refusal(ErrorKind::Usage, message)));
+        }
         let run = RunId::mint(now, policy.partition, &self.state.secret, self.world.sequence, self.state.newest_run);
         let def = self.state.flows.get(&no).map(|flow| Arc::clone(&flow.def));
         let wanted = |name: &str| def.as_ref().is_some_and(|def| def.caller_env.iter().any(|wanted| wanted == name));
@@ -107,7 +116,7 @@ impl Desk<'_> {
         };
         if held_digest != input_digest {
             return Err(Box::new(ApiError {
-                hint: Some(format!("use another key, or free it: tm queue forget-key {} KEY", request.flow)),
+                hint: Some(format!("use another key, or free it: {}", forgetting(request, key))),
                 ..refusal(ErrorKind::Failed, format!("the idempotency key is held by run {run} with another input"))
             }));
         }
@@ -143,6 +152,19 @@ impl Desk<'_> {
         let existed = holder.is_some();
         self.effect(Effect::Reply { ticket, reply: Reply::Forgotten { existed } });
     }
+}
+
+/// The command that frees a key, as a shell takes it.
+fn forgetting(request: &EnqueueRequest, key: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-:/@%+=,".contains(&byte);
+    let is_plain = key.bytes().all(plain) && !key.starts_with('-');
+    let key = if is_plain { String::from(key) } else { format!("'{}'", key.replace('\'', "'\\''")) };
+    let dashes = if key.starts_with("'-") { "-- " } else { "" };
+    let tenant = match request.tenant.as_str() {
+        "default" => String::new(),
+        tenant => format!("--tenant {tenant} "),
+    };
+    format!("tm queue forget-key {tenant}{dashes}{} {key}", request.flow)
 }
 
 /// The key of the request, or of its headers.

@@ -1,6 +1,7 @@
 //! Idempotency keys: scope, holding, freeing.
 
 use super::*;
+use crate::limits::READY_AT_MAX;
 
 fn bench() -> Bench {
     Bench::new(vec![flow("one", vec![step("s", &[])]), flow("two", vec![step("s", &[])])])
@@ -81,6 +82,29 @@ fn a_forgotten_key_is_free_and_its_run_goes_on() {
 }
 
 #[test]
+fn a_key_with_another_input_is_refused_with_the_command_that_frees_it() {
+    let mut bench = bench();
+    let other = |key: &str| EnqueueRequest { input: Json::parse("{\"other\": 1}").expect("JSON"), ..keyed("one", key) };
+    for (key, shown) in [("order-1", "one order-1"), ("it's 1", "one 'it'\\''s 1'"), ("-x", "-- one '-x'")] {
+        bench.ask(keyed("one", key));
+        let hint = hint_of(&bench.ask(other(key)));
+        assert_eq!(hint, format!("use another key, or free it: tm queue forget-key {shown}"));
+    }
+}
+
+#[test]
+fn no_run_starts_after_the_last_time_there_is() {
+    let mut bench = bench();
+    let last = READY_AT_MAX.0 - bench.now.0;
+    assert!(
+        message_of(&bench.ask(EnqueueRequest { delay_ms: Some(last + 1), ..request("one") })).contains("9999-12-30")
+    );
+    let at = Some(Millis(READY_AT_MAX.0 + 1));
+    assert!(message_of(&bench.ask(EnqueueRequest { at, ..request("one") })).contains("9999-12-30"));
+    assert!(matches!(bench.ask(EnqueueRequest { delay_ms: Some(last), ..request("one") }), Reply::Enqueued { .. }));
+}
+
+#[test]
 fn a_requeue_takes_the_key_again_and_skips_when_another_run_holds_it() {
     let mut bench = bench();
     let first = run_of(&bench.ask(keyed("one", "k")));
@@ -102,7 +126,9 @@ fn no_more_keys_than_allowed_are_held() {
     let mut bench = bench();
     bench.policy.keys_max = 1;
     bench.ask(keyed("one", "a"));
-    assert!(message_of(&bench.ask(keyed("one", "b"))).contains("keys_max"));
+    let refused = bench.ask(keyed("one", "b"));
+    assert!(message_of(&refused).contains("keys_max"));
+    assert!(hint_of(&refused).contains("tm queue forget-key one KEY"));
     assert!(matches!(bench.ask(keyed("one", "a")), Reply::Duplicate { .. }));
     assert!(matches!(bench.ask(request("one")), Reply::Enqueued { .. }));
 }

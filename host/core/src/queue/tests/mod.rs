@@ -372,6 +372,13 @@ pub(super) fn message_of(reply: &Reply) -> String {
     }
 }
 
+pub(super) fn hint_of(reply: &Reply) -> String {
+    match reply {
+        Reply::Error(error) => error.hint.clone().unwrap_or_default(),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
 pub(super) fn succeeded(output: &str) -> Outcome {
     Outcome::Succeeded { output: Payload::Inline(Json::parse(output).expect("JSON")), artifacts: vec![] }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
 use super::{BackendFlag, Folders};
-use crate::cli::values::seconds;
+use crate::cli::values::{seconds, some_seconds};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum WorkersCommand {
@@ -38,7 +38,7 @@ pub(crate) struct StartArgs {
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) heartbeat_timeout: Option<u64>,
     /// Seconds that results and idempotency keys are kept [default: `idempotency.result_ttl_sec`, else 3600]
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = some_seconds)]
     pub(crate) result_ttl: Option<u64>,
     /// Seconds that running steps get when draining [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
