@@ -9,6 +9,24 @@ use std::{
 
 use tempfile::TempDir;
 
+/// Commands that look for a queue and make none.
+pub(crate) const QUEUE_COMMANDS: &[&[&str]] = &[
+    &["queue", "ls"],
+    &["queue", "show", "01"],
+    &["queue", "result", "01"],
+    &["queue", "cancel", "01"],
+    &["queue", "verify"],
+    &["queue", "repair"],
+    &["queue", "repair", "--dry-run"],
+    &["queue", "forget-key", "hello", "k"],
+    &["enqueue", "hello"],
+    &["enqueue", "hello", "--batch", "-"],
+    &["dlq", "ls"],
+    &["dlq", "show", "dlq-1-0"],
+    &["dlq", "requeue", "dlq-1-0"],
+    &["dlq", "purge", "dlq-1-0", "--yes"],
+];
+
 pub(crate) struct Home {
     folder: TempDir,
     variables: Vec<(String, String)>,

@@ -1,6 +1,6 @@
 //! Without a queue: commands that read say so, exit 4, and create nothing (I12).
 
-use crate::home::{Home, snapshot};
+use crate::home::{Home, QUEUE_COMMANDS, snapshot};
 
 #[test]
 fn stats_of_a_missing_queue_say_so_and_create_nothing() {
@@ -23,23 +23,7 @@ fn stats_of_a_missing_queue_say_so_and_create_nothing() {
 #[test]
 fn every_command_that_needs_a_queue_says_that_there_is_none() {
     let home = Home::new();
-    let commands: &[&[&str]] = &[
-        &["queue", "ls"],
-        &["queue", "show", "01"],
-        &["queue", "result", "01"],
-        &["queue", "cancel", "01"],
-        &["queue", "verify"],
-        &["queue", "repair"],
-        &["queue", "repair", "--dry-run"],
-        &["queue", "forget-key", "hello", "k"],
-        &["enqueue", "hello"],
-        &["enqueue", "hello", "--batch", "-"],
-        &["dlq", "ls"],
-        &["dlq", "show", "dlq-1-0"],
-        &["dlq", "requeue", "dlq-1-0"],
-        &["dlq", "purge", "dlq-1-0", "--yes"],
-    ];
-    for command in commands {
+    for command in QUEUE_COMMANDS {
         let ran = home.tm(command);
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(4), ""), "{command:?}: {ran}");
         assert!(ran.stderr.starts_with("error: no queue at data/queue\nhint: "), "{command:?}: {ran}");

@@ -2,8 +2,8 @@
 //!
 //! A run's time begins with its enqueue, or later when the enqueue said so (`--delay`, `--at`), and anew when a task of it is
 //! requeued. All that stands in its record and the span stands in the flow that it pins, so replay finds the same deadlines
-//! without a clock (I2). Like a backoff, it is a span: when the wall is set forward, every run keeps at least what was left of its time. What begins at a point in time
-//! waits for the wall, so its deadline is by the wall too.
+//! without a clock (I2). Like a backoff, it is a span: when the wall is set forward, every run keeps at least what was left
+//! of its time. What begins at a point in time waits for the wall, so its deadline is by the wall too.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 

@@ -115,31 +115,16 @@ fn unfinished_row(state: &State, run: &Run) -> RunRow {
         total += t;
     }
     let (flow_id, tenant) = names(state, run.flow);
-    RunRow {
-        run_id: run.id,
-        flow_id,
-        tenant,
-        state: run.state,
-        enqueued_at: run.enqueued_at,
-        priority: run.priority,
-        tasks_done: done,
-        tasks_total: total,
-    }
+    let Run { id: run_id, state, enqueued_at, priority, .. } = *run;
+    RunRow { run_id, flow_id, tenant, state, enqueued_at, priority, tasks_done: done, tasks_total: total }
 }
 
 fn finished_row(state: &State, run: &FinishedRun) -> RunRow {
     let (flow_id, tenant) = names(state, run.flow);
     let tasks_done = run.tasks.iter().filter(|(_, end)| end.last.outcome == "succeeded").count() as u64;
-    RunRow {
-        run_id: run.id,
-        flow_id,
-        tenant,
-        state: run.state,
-        enqueued_at: run.enqueued_at,
-        priority: run.priority,
-        tasks_done,
-        tasks_total: run.tasks.len() as u64,
-    }
+    let FinishedRun { id: run_id, state, enqueued_at, priority, .. } = *run;
+    let tasks_total = run.tasks.len() as u64;
+    RunRow { run_id, flow_id, tenant, state, enqueued_at, priority, tasks_done, tasks_total }
 }
 
 /// Pending dead letters by the filter, newest first.
