@@ -4,6 +4,9 @@ mod cli;
 
 use std::{env, panic, process::ExitCode};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // A worker confines itself on its main thread before any other thread exists and before it reads anything else.
     if env::args_os().nth(1).is_some_and(|role| role == tm_worker::ROLE) {

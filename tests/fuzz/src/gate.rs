@@ -6,7 +6,7 @@ use std::time::Duration;
 use tm_core::{
     id::Digest,
     limits::{ERROR_MESSAGE_MAX_BYTES, PACKET_MAX_BYTES},
-    wire::FromWorker,
+    wire::{FromWorker, codec},
 };
 
 use crate::{Target, Verdict, measure::within};
@@ -47,8 +47,8 @@ fn run(bytes: &[u8]) -> Verdict {
     match found {
         Ok(found) => {
             assert_eq!(found.digest, Digest::of(bytes));
-            let message = [FromWorker::Inspected(Box::new(found))];
-            let packet = serde_json::to_vec(&message).expect("a message is JSON");
+            let message = FromWorker::Inspected(Box::new(found));
+            let packet = codec::write(&message).expect("a message has bytes");
             assert!(packet.len() <= PACKET_MAX_BYTES, "{} bytes do not fit into a packet", packet.len());
             Verdict::Taken
         }

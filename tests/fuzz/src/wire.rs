@@ -13,7 +13,7 @@ use tm_core::{
     json::{Json, Payload},
     limits::{ERROR_CODE_MAX_BYTES, ERROR_MESSAGE_MAX_BYTES, INLINE_MAX_BYTES, PACKET_MAX_BYTES, PACKET_MAX_FDS},
     queue::effect,
-    wire::{Body, FromWorker, Outcome},
+    wire::{Body, FromWorker, Outcome, codec},
 };
 use tm_supervisor::{
     run::report_of,
@@ -28,23 +28,28 @@ use crate::{Target, Verdict, measure::within};
 pub const TARGET: Target = Target { name: "wire", run, words: WORDS, mend: None, len_max: PACKET_MAX_BYTES + 1024 };
 
 const WORDS: &[&str] = &[
-    "\"Fd\":{\"size_bytes\":2}",
-    "\"Inline\":null",
-    "{\"Loaded\":{\"component\":1}}",
-    "{\"Compiled\":{\"size_bytes\":3,\"compatibility\":\"00\"}}",
-    "\"NotStarted\":{\"reason\":\"\"}",
-    "\\u0000",
-    "\\ud800",
+    "\0",
+    "\x01",
+    "\x02",
+    "\x03",
+    "\x04",
+    "\x05",
+    "\x06",
+    "\x07",
+    "\x7f",
+    // Payloads: a length before JSON text.
+    "\x04null",
+    "\x02{}",
+    "\x08\"\\ud800\"",
     "[",
     "]",
-    "{",
-    "}",
     ",",
-    "null",
 ];
-/// A message in memory against its text, of which the shortest has 22 bytes: a message has 170, and lists grow by doubling.
-const BYTES_PER_BYTE: usize = 32;
-const BYTES: usize = 64 * 1024;
+/// What stands behind a list's count in memory, against its bytes: an empty text takes one byte there and 24 here.
+const BYTES_PER_BYTE: usize = 64;
+/// Messages beside their texts: at most 1,024 of 170 bytes, in lists that grow by doubling; and what a list is given in
+/// advance for its count.
+const BYTES: usize = 2 * 1024 * 1024;
 const TIME_MAX: Duration = Duration::from_secs(2);
 /// The output that the step may have.
 const OUTPUT_MAX_BYTES: u64 = 100 * 1024;
@@ -56,7 +61,7 @@ thread_local! {
 }
 
 fn run(bytes: &[u8]) -> Verdict {
-    let messages = serde_json::from_slice::<Vec<FromWorker>>(bytes);
+    let messages = codec::read::<FromWorker>(bytes);
     let announced: Vec<u64> = messages.iter().flatten().filter_map(announced).collect();
     let right: Vec<OwnedFd> = announced.iter().take(PACKET_MAX_FDS).filter_map(|&size| body(size)).collect();
     match receive(bytes, &right) {
@@ -134,11 +139,14 @@ impl Blobs for Anywhere {
 /// A message is what it says when it is written again, and a report stays within the bounds of a record.
 fn taken(received: Received) {
     let Received { message, fds } = received;
-    let text = serde_json::to_string(&message).expect("a message is JSON");
-    let again: FromWorker = serde_json::from_str(&text).expect("what was written can be read");
-    assert_eq!(serde_json::to_string(&again).expect("a message is JSON"), text);
+    let bytes = codec::write(&message).expect("a message has bytes");
+    let again = codec::read::<FromWorker>(&bytes).expect("what was written can be read");
+    assert_eq!(
+        again.iter().flat_map(|again| codec::write(again).expect("a message has bytes")).collect::<Vec<_>>(),
+        bytes
+    );
     let FromWorker::Report(report) = message else { return };
-    let report = within("a report", BYTES + 4 * (text.len() + OUTPUT_MAX_BYTES as usize), TIME_MAX, || {
+    let report = within("a report", BYTES + 4 * (bytes.len() + OUTPUT_MAX_BYTES as usize), TIME_MAX, || {
         report_of(*report, &fds, OUTPUT_MAX_BYTES, &Anywhere)
     });
     match &report.outcome {

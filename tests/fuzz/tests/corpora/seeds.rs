@@ -237,6 +237,10 @@ fn report(outcome: Outcome) -> FromWorker {
     FromWorker::Report(Box::new(Report { task: task(Some(2)), attempt: 3, outcome, usage, log: "a line\n".into() }))
 }
 
+fn bytes_of(packet: &[FromWorker]) -> Vec<u8> {
+    packet.iter().flat_map(|message| tm_core::wire::codec::write(message).unwrap()).collect()
+}
+
 fn wire() -> Seeds {
     let json = |text: &str| Body::Inline(Json::parse(text).unwrap());
     let artifacts = vec![ArtifactEntry { name: "a/b.html".into(), size_bytes: 3 }];
@@ -290,9 +294,8 @@ fn wire() -> Seeds {
             ],
         ),
     ];
-    let mut seeds: Seeds =
-        packets.into_iter().map(|(name, packet)| (name.to_owned(), serde_json::to_vec(&packet).unwrap())).collect();
-    seeds.extend([("empty".to_owned(), Vec::new()), ("no-list".to_owned(), b"{\"Loaded\":{}}".to_vec())]);
+    let mut seeds: Seeds = packets.into_iter().map(|(name, packet)| (name.to_owned(), bytes_of(&packet))).collect();
+    seeds.extend([("empty".to_owned(), Vec::new()), ("no-message".to_owned(), b"{\"Loaded\":{}}".to_vec())]);
     seeds
 }
 
