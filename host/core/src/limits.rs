@@ -10,6 +10,8 @@ pub const INLINE_MAX_BYTES: u64 = 64 * 1024;
 pub const INPUT_MAX_BYTES: u64 = 16 * 1024 * 1024;
 /// One packet between supervisor and worker: messages are batched up to this.
 pub const PACKET_MAX_BYTES: usize = 160 * 1024;
+/// Messages in one packet.
+pub const PACKET_MAX_MESSAGES: usize = 1024;
 /// Descriptors in one packet (the kernel's SCM_MAX_FD is 253).
 pub const PACKET_MAX_FDS: usize = 64;
 /// One request or reply line between client and supervisor.

@@ -1,9 +1,12 @@
 //! Messages between the supervisor and one worker process.
 //!
-//! A packet (SOCK_SEQPACKET, at most [`crate::limits::PACKET_MAX_BYTES`]) is a JSON array of messages; the descriptors
-//! of all its messages travel with it in the order in which the messages count them. The first packet to a worker is one
+//! A packet (SOCK_SEQPACKET, at most [`crate::limits::PACKET_MAX_BYTES`]) holds messages, one after the other as
+//! [`codec::write`] makes them; the descriptors of all its messages travel with it in the order in which the messages
+//! count them. The first packet to a worker is one
 //! [`Init`]; it answers with [`FromWorker::Ready`] once confined. What a worker sends is hostile input: typed, bounded,
 //! and believed only for leases that this worker holds (I3).
+
+pub mod codec;
 
 use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
@@ -101,6 +104,7 @@ pub enum ToWorker {
     Start(alloc::boxed::Box<Start>),
     /// Sets the attempt's cancel flag; after `grace_ms` the attempt is stopped and reported as CANCELLED.
     Cancel {
+        #[serde(with = "codec::task")]
         task: TaskRef,
         attempt: Attempt,
         grace_ms: u64,
@@ -109,13 +113,13 @@ pub enum ToWorker {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Start {
+    #[serde(with = "codec::task")]
     pub task: TaskRef,
     pub attempt: Attempt,
     pub component: u32,
     pub context: StartContext,
     pub input: Body,
     pub limits: Limits,
-    #[serde(default, skip_serializing_if = "is_default")]
     pub grants: StartGrants,
 }
 
@@ -127,14 +131,10 @@ impl Start {
     }
 }
 
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
-
 /// JSON in the packet, or as the next descriptor of the packet (a sealed memfd read from 0).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Body {
-    Inline(Json),
+    Inline(#[serde(with = "codec::json")] Json),
     Fd { size_bytes: u64 },
 }
 
@@ -144,7 +144,6 @@ pub struct StartContext {
     pub step_id: String,
     pub max_attempts: u32,
     pub deadline_ms: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace_parent: Option<String>,
 }
 
@@ -155,7 +154,6 @@ pub struct StartGrants {
     pub env: Vec<(String, String)>,
     pub scratch: bool,
     /// The scratch folder stays when the attempt succeeds (`scratch.keep_on_success`).
-    #[serde(default)]
     pub keep_scratch: bool,
     pub artifacts: bool,
     pub clocks: bool,
@@ -202,6 +200,7 @@ pub enum FromWorker {
         memory_bytes: u64,
     },
     Progress {
+        #[serde(with = "codec::task")]
         task: TaskRef,
         attempt: Attempt,
         percent: u8,
@@ -238,12 +237,12 @@ pub struct Confinement {
 /// The end of one attempt.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
+    #[serde(with = "codec::task")]
     pub task: TaskRef,
     pub attempt: Attempt,
     pub outcome: Outcome,
     pub usage: Usage,
     /// Standard output, standard error and log, cut at `log_kb`.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub log: String,
 }
 
@@ -252,7 +251,6 @@ pub enum Outcome {
     /// The output; artefacts stand finished in staging.
     Succeeded {
         output: Body,
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
         artifacts: Vec<ArtifactEntry>,
     },
     Failed(Failure),
@@ -296,37 +294,4 @@ pub struct Inspection {
     /// begins with "imports".
     pub import_faults: Vec<String>,
     pub required: Required,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::id::RunId;
-
-    #[test]
-    fn a_batch_survives_its_text() {
-        let task = TaskRef { run: RunId(1), step: 2, item: Some(3) };
-        let batch = alloc::vec![
-            ToWorker::Load { component: 4 },
-            ToWorker::Start(alloc::boxed::Box::new(Start {
-                task,
-                attempt: 1,
-                component: 4,
-                context: StartContext {
-                    flow_id: "f".into(),
-                    step_id: "s".into(),
-                    max_attempts: 5,
-                    deadline_ms: 9,
-                    trace_parent: None,
-                },
-                input: Body::Inline(Json::parse(r#"{"a":[1,2.50]}"#).unwrap()),
-                limits: Limits::DEFAULT,
-                grants: StartGrants::default(),
-            })),
-        ];
-        let text = serde_json::to_string(&batch).unwrap();
-        let back: Vec<ToWorker> = serde_json::from_str(&text).unwrap();
-        assert_eq!(serde_json::to_string(&back).unwrap(), text);
-        assert!(text.contains(r#""Inline":{"a":[1,2.50]}"#), "payloads are carried as they are: {text}");
-    }
 }

@@ -1,4 +1,4 @@
-//! Packets over the socket pair: a JSON array of messages and the descriptors that they count.
+//! Packets over the socket pair: messages and the descriptors that they count.
 
 use std::{
     io::{IoSlice, IoSliceMut},
@@ -15,7 +15,10 @@ use rustix::{
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tm_core::limits::{PACKET_MAX_BYTES, PACKET_MAX_FDS};
+use tm_core::{
+    limits::{PACKET_MAX_BYTES, PACKET_MAX_FDS},
+    wire::codec,
+};
 
 /// A packet could not be taken or given.
 #[derive(Debug, thiserror::Error)]
@@ -25,22 +28,22 @@ pub enum PacketError {
     #[error("packet of the supervisor is longer than {PACKET_MAX_BYTES} bytes")]
     TooLong,
     #[error("packet of the supervisor: {0}")]
-    NotMessages(#[from] serde_json::Error),
+    NotMessages(#[from] codec::CodecError),
     #[error("packet counts {counted} descriptors and brings {brought}")]
     Descriptors { counted: usize, brought: usize },
 }
 
-/// One received packet. `messages` is the text; descriptors are taken in the order in which the messages count them.
+/// One received packet. Descriptors are taken in the order in which the messages count them.
 pub struct Packet<'a> {
-    text: &'a [u8],
+    bytes: &'a [u8],
     pub fds: std::vec::IntoIter<OwnedFd>,
 }
 
 impl Packet<'_> {
     /// # Errors
-    /// When the text is not an array of such messages.
+    /// When its bytes are not such messages.
     pub fn messages<T: DeserializeOwned>(&self) -> Result<Vec<T>, PacketError> {
-        Ok(serde_json::from_slice(self.text)?)
+        Ok(codec::read(self.bytes)?)
     }
 
     /// The next descriptor.
@@ -89,7 +92,7 @@ impl Receiver {
         if received.bytes == 0 {
             return Ok(None);
         }
-        Ok(Some(Packet { text: &self.buffer[..received.bytes], fds: fds.into_iter() }))
+        Ok(Some(Packet { bytes: &self.buffer[..received.bytes], fds: fds.into_iter() }))
     }
 }
 
@@ -103,7 +106,7 @@ impl Default for Receiver {
 ///
 /// # Errors
 /// `AGAIN` when the socket does not block and the supervisor does not read.
-pub fn send(socket: BorrowedFd<'_>, text: &[u8], fds: &[OwnedFd]) -> Result<(), Errno> {
+pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[OwnedFd]) -> Result<(), Errno> {
     let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PACKET_MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -111,7 +114,7 @@ pub fn send(socket: BorrowedFd<'_>, text: &[u8], fds: &[OwnedFd]) -> Result<(), 
         control.push(SendAncillaryMessage::ScmRights(&borrowed));
     }
     loop {
-        match rustix::net::sendmsg(socket, &[IoSlice::new(text)], &mut control, SendFlags::NOSIGNAL) {
+        match rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL) {
             Err(Errno::INTR) => {}
             other => return other.map(drop),
         }
@@ -123,7 +126,11 @@ pub fn send(socket: BorrowedFd<'_>, text: &[u8], fds: &[OwnedFd]) -> Result<(), 
 /// # Errors
 /// As [`send`].
 pub fn send_messages<T: Serialize>(socket: BorrowedFd<'_>, messages: &[T], fds: &[OwnedFd]) -> Result<(), PacketError> {
-    Ok(send(socket, &serde_json::to_vec(messages)?, fds)?)
+    let mut bytes = Vec::new();
+    for message in messages {
+        bytes.extend_from_slice(&codec::write(message)?);
+    }
+    Ok(send(socket, &bytes, fds)?)
 }
 
 /// Bytes as a sealed memfd: neither side can change or shrink it afterwards.

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use tm_core::wire::FromWorker;
+use tm_core::wire::{FromWorker, codec};
 use wasmtime::EngineWeak;
 
 use crate::packet;
@@ -73,9 +73,9 @@ impl Pulse {
                     running: shared.running.load(Ordering::Relaxed),
                     memory_bytes: resident.as_ref().map_or(0, Resident::bytes),
                 };
-                if let Ok(text) = serde_json::to_vec(&[beat]) {
+                if let Ok(bytes) = codec::write(&beat) {
                     // A full socket means that the supervisor is slow: it measures silence where it receives.
-                    let _ = packet::send(socket.as_fd(), &text, &[]);
+                    let _ = packet::send(socket.as_fd(), &bytes, &[]);
                 }
             }
         })?;

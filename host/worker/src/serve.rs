@@ -15,6 +15,7 @@ use tm_core::{
     limits::{PACKET_MAX_BYTES, PACKET_MAX_FDS},
     wire::{
         Confinement, ExecuteInit, Failure, Folder, FolderRole, FromWorker, Outcome, Report, Start, ToWorker, Usage,
+        codec,
     },
 };
 use tokio::{
@@ -46,8 +47,9 @@ use crate::{
 const POLLS_PER_LOOK: u32 = 16;
 /// Threads for the few file operations that wasmtime never does in place.
 const BLOCKING_THREADS_MAX: usize = 4;
-/// What the frame of one packet takes beside its messages.
-const FRAME_BYTES: usize = 2;
+
+/// Ends a log of which the rest did not fit.
+const LOG_CUT: &str = "\n[log cut to fit its packet]\n";
 
 /// One message to the supervisor, with its descriptor.
 pub struct Outgoing {
@@ -256,8 +258,8 @@ impl Worker {
             let reason = format!("this worker runs {} steps already", self.running.len());
             return self.refuse(task, attempt, Outcome::NotStarted { reason });
         }
-        let input = match run::input_text(&start.input, input) {
-            Ok(input) => input,
+        let read = match run::read_input(&start.input, input) {
+            Ok(read) => read,
             Err(reason) => return self.refuse(task, attempt, Outcome::NotStarted { reason }),
         };
         let entry = match self.entry(start.component, Capabilities::of(&start.grants)) {
@@ -274,7 +276,7 @@ impl Worker {
             Place { engine: self.engine.clone(), folders: Arc::clone(&self.folders), signals, out: self.out.clone() };
         let running = self.pulse.enter();
         tokio::spawn(async move {
-            let (report, fd) = run::attempt(&entry, &place, &start, &input).await;
+            let (report, fd) = run::attempt(&entry, &place, &start, read.as_deref()).await;
             drop(running);
             let _ = place.out.send(Outgoing { message: FromWorker::Report(Box::new(report)), fd });
         });
@@ -334,56 +336,50 @@ impl Worker {
 
 /// Sends a batch in as few packets as it takes, and waits while the supervisor does not read.
 async fn send_all(socket: &AsyncFd<BorrowedFd<'_>>, batch: &mut Vec<Outgoing>) -> Result<(), StartError> {
-    let mut text = vec![b'['];
+    let mut bytes = Vec::new();
     let mut fds = Vec::new();
     for out in batch.drain(..) {
         let message = fitting(out.message)?;
-        let full = text.len() + message.len() + FRAME_BYTES > PACKET_MAX_BYTES || fds.len() == PACKET_MAX_FDS;
-        if full && text.len() > 1 {
-            send_one(socket, &mut text, &mut fds).await?;
+        let full = bytes.len() + message.len() > PACKET_MAX_BYTES || fds.len() == PACKET_MAX_FDS;
+        if full && !bytes.is_empty() {
+            send_one(socket, &mut bytes, &mut fds).await?;
         }
-        if text.len() > 1 {
-            text.push(b',');
-        }
-        text.extend_from_slice(&message);
+        bytes.extend_from_slice(&message);
         fds.extend(out.fd);
     }
-    if text.len() > 1 { send_one(socket, &mut text, &mut fds).await } else { Ok(()) }
+    if bytes.is_empty() { Ok(()) } else { send_one(socket, &mut bytes, &mut fds).await }
 }
 
 async fn send_one(
     socket: &AsyncFd<BorrowedFd<'_>>,
-    text: &mut Vec<u8>,
+    bytes: &mut Vec<u8>,
     fds: &mut Vec<OwnedFd>,
 ) -> Result<(), StartError> {
-    text.push(b']');
     loop {
-        match packet::send(*socket.get_ref(), text, fds) {
+        match packet::send(*socket.get_ref(), bytes, fds) {
             Ok(()) => break,
             Err(Errno::AGAIN) => socket.writable().await.map_err(StartError::Runtime)?.clear_ready(),
             Err(errno) => return Err(PacketError::from(errno).into()),
         }
     }
-    text.clear();
-    text.push(b'[');
+    bytes.clear();
     fds.clear();
     Ok(())
 }
 
-/// A message's text; a report whose log is too long for one packet loses the log's end, with a marker.
+/// A message's bytes; a report whose log is too long for one packet loses the log's end, with a marker.
 fn fitting(mut message: FromWorker) -> Result<Vec<u8>, PacketError> {
     loop {
-        let text = serde_json::to_vec(&message)?;
-        let excess = (text.len() + 2 * FRAME_BYTES).saturating_sub(PACKET_MAX_BYTES);
-        let FromWorker::Report(report) = &mut message else { return Ok(text) };
+        let bytes = codec::write(&message)?;
+        let excess = bytes.len().saturating_sub(PACKET_MAX_BYTES);
+        let FromWorker::Report(report) = &mut message else { return Ok(bytes) };
         if excess == 0 || report.log.is_empty() {
-            return Ok(text);
+            return Ok(bytes);
         }
-        // Escapes make the text longer than the log, never shorter: cutting what is too much is enough after a few rounds.
-        let kept = report.log.len().saturating_sub(excess.max(report.log.len() / 8));
+        let kept = report.log.len().saturating_sub(excess + LOG_CUT.len());
         report.log.truncate(report.log.floor_char_boundary(kept));
         if kept > 0 {
-            report.log.push_str("\n[log cut to fit its packet]\n");
+            report.log.push_str(LOG_CUT);
         }
     }
 }

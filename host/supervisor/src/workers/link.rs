@@ -1,8 +1,8 @@
 //! The socket pair between the supervisor and one worker: packets of messages with their descriptors.
 //!
-//! What comes from a worker is hostile input. A packet that is too large, carries too many descriptors, is not a JSON
-//! array of [`FromWorker`], or whose descriptors are not what its messages announce breaks the link, and a broken link
-//! ends its worker.
+//! What comes from a worker is hostile input. A packet that is too large, carries too many descriptors, holds anything but
+//! [`FromWorker`] messages, or whose descriptors are not what its messages announce breaks the link, and a broken link ends
+//! its worker.
 
 use std::{collections::VecDeque, io::IoSlice, mem::MaybeUninit};
 
@@ -16,8 +16,11 @@ use rustix::{
 };
 use serde::Serialize;
 use tm_core::{
-    limits::{PACKET_MAX_BYTES, PACKET_MAX_FDS},
-    wire::{Body, FromWorker, Init, Outcome},
+    limits::{PACKET_MAX_BYTES, PACKET_MAX_FDS, PACKET_MAX_MESSAGES},
+    wire::{
+        Body, FromWorker, Init, Outcome,
+        codec::{self, CodecError},
+    },
 };
 
 use super::sealed::{self, SealedError};
@@ -38,8 +41,8 @@ pub enum LinkError {
     PacketTooLarge,
     #[error("the worker sent more than {PACKET_MAX_FDS} descriptors in one packet, or none is left for them here")]
     TooManyDescriptors,
-    #[error("the worker sent a packet that is not a list of messages: {0}")]
-    Malformed(serde_json::Error),
+    #[error("the worker sent a packet that does not hold messages: {0}")]
+    Malformed(CodecError),
     #[error("the worker sent {actual} descriptors, its messages announce {announced}")]
     OtherDescriptors { announced: usize, actual: usize },
     #[error("the worker sent a bad descriptor: {0}")]
@@ -57,8 +60,8 @@ pub enum PushError {
     TooManyDescriptors { count: usize },
     #[error("{OUTBOX_MAX_BYTES} bytes wait for the worker already")]
     Full,
-    #[error("a message cannot be written as JSON: {0}")]
-    Unwritable(serde_json::Error),
+    #[error("a message has no form in bytes: {0}")]
+    Unwritable(CodecError),
 }
 
 /// One message of a worker with its descriptors.
@@ -92,7 +95,7 @@ impl Link {
     /// Any error breaks the link: the peer is gone or does not keep the protocol.
     pub fn receive(&self, inbox: &mut Inbox) -> Result<Option<Vec<Received>>, LinkError> {
         let Some((bytes, fds)) = receive_raw(self.socket.as_fd(), inbox)? else { return Ok(None) };
-        let messages: Vec<FromWorker> = serde_json::from_slice(bytes).map_err(LinkError::Malformed)?;
+        let messages: Vec<FromWorker> = codec::read(bytes).map_err(LinkError::Malformed)?;
         let announced = messages.iter().map(|message| descriptor_sizes(message).count()).sum();
         if announced != fds.len() {
             return Err(LinkError::OtherDescriptors { announced, actual: fds.len() });
@@ -189,6 +192,7 @@ pub(super) fn receive_raw<'a>(
 #[derive(Debug, Default)]
 struct Packet {
     bytes: Vec<u8>,
+    messages: usize,
     fds: Vec<OwnedFd>,
     /// Nothing may be added.
     alone: bool,
@@ -218,21 +222,22 @@ impl Outbox {
     /// # Errors
     /// When the message can never fit, or too much waits already; nothing was added then.
     pub fn push<T: Serialize>(&mut self, message: &T, fds: Vec<OwnedFd>) -> Result<(), PushError> {
-        let text = serde_json::to_vec(message).map_err(PushError::Unwritable)?;
-        self.check(text.len() + 2, fds.len())?;
+        let bytes = codec::write(message).map_err(PushError::Unwritable)?;
+        self.check(bytes.len(), fds.len())?;
         let fits = self.packets.back().is_some_and(|last| {
             !last.alone
-                && last.bytes.len() + text.len() + 2 <= PACKET_MAX_BYTES
+                && last.messages < PACKET_MAX_MESSAGES
+                && last.bytes.len() + bytes.len() <= PACKET_MAX_BYTES
                 && last.fds.len() + fds.len() <= PACKET_MAX_FDS
         });
         if !fits {
             self.packets.push_back(Packet::default());
         }
         if let Some(last) = self.packets.back_mut() {
-            last.bytes.push(if last.bytes.is_empty() { b'[' } else { b',' });
-            last.bytes.extend_from_slice(&text);
+            last.bytes.extend_from_slice(&bytes);
+            last.messages += 1;
             last.fds.extend(fds);
-            self.size_bytes += text.len() + 1;
+            self.size_bytes += bytes.len();
         }
         Ok(())
     }
@@ -268,7 +273,7 @@ impl Outbox {
     /// Any error breaks the link.
     pub fn send(&mut self, link: &Link) -> Result<bool, LinkError> {
         while let Some(packet) = self.packets.front() {
-            match send_raw(link.as_fd(), &[&packet.bytes, b"]"], &packet.fds) {
+            match send_raw(link.as_fd(), &packet.bytes, &packet.fds) {
                 Ok(()) => {
                     self.size_bytes -= packet.bytes.len();
                     self.packets.pop_front();
@@ -282,17 +287,16 @@ impl Outbox {
     }
 }
 
-/// Sends one packet of `parts`; never raises SIGPIPE.
-pub(super) fn send_raw(socket: BorrowedFd<'_>, parts: &[&[u8]], fds: &[OwnedFd]) -> Result<(), Errno> {
+/// Sends one packet; never raises SIGPIPE.
+pub(super) fn send_raw(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[OwnedFd]) -> Result<(), Errno> {
     let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PACKET_MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !borrowed.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
         return Err(Errno::TOOMANYREFS);
     }
-    let parts: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
     loop {
-        match sendmsg(socket, &parts, &mut control, SendFlags::NOSIGNAL) {
+        match sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL) {
             Ok(_) => return Ok(()),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno),

@@ -55,9 +55,13 @@ pub struct Place {
     pub out: UnboundedSender<Outgoing>,
 }
 
-/// Runs one attempt to its end. The descriptor is the output's, when it is too large for the packet.
-pub async fn attempt(entry: &Entry, place: &Place, start: &Start, input: &str) -> (Report, Option<OwnedFd>) {
+/// Runs one attempt to its end; `read` is an input that came by descriptor. The descriptor of the answer is the output's, when it is too large for the packet.
+pub async fn attempt(entry: &Entry, place: &Place, start: &Start, read: Option<&str>) -> (Report, Option<OwnedFd>) {
     let begun = Instant::now();
+    let input = match &start.input {
+        Body::Inline(json) => json.get(),
+        Body::Fd { .. } => read.unwrap_or_default(),
+    };
     let ctx = Ctx::new(start, &place.folders, Arc::clone(&place.signals), place.out.clone());
     let (outcome, usage, log, fd) = match ctx {
         Err(error) => (Outcome::NotStarted { reason: error.to_string() }, Usage::default(), String::new(), None),
@@ -216,18 +220,18 @@ fn succeed(store: &mut Store<Ctx>, output: Json) -> (Outcome, Option<OwnedFd>) {
     }
 }
 
-/// The input's text, from the packet or its descriptor.
+/// The text of an input that does not stand in the packet, from its descriptor.
 ///
 /// # Errors
 /// In words, when the descriptor cannot be read or does not hold text.
-pub fn input_text(body: &Body, fd: Option<&OwnedFd>) -> Result<String, String> {
+pub fn read_input(body: &Body, fd: Option<&OwnedFd>) -> Result<Option<String>, String> {
     match (body, fd) {
-        (Body::Inline(json), _) => Ok(json.get().to_owned()),
+        (Body::Inline(_), _) => Ok(None),
         (Body::Fd { .. }, None) => Err("the input's descriptor is missing".to_owned()),
         (Body::Fd { .. }, Some(fd)) => {
             let bytes = packet::read_whole(fd.as_fd(), tm_core::limits::INPUT_MAX_BYTES);
             let bytes = bytes.map_err(|errno| format!("the input's descriptor: {errno}"))?;
-            String::from_utf8(bytes).map_err(|_| "the input is not UTF-8".to_owned())
+            String::from_utf8(bytes).map(Some).map_err(|_| "the input is not UTF-8".to_owned())
         }
     }
 }

@@ -175,7 +175,7 @@ fn a_long_step_in_a_worker_with_heartbeats_is_not_a_dead_worker() {
 #[test]
 fn a_worker_that_breaks_the_protocol_is_killed_and_the_reason_is_told() {
     for (behaviour, reason) in [
-        ("garbage", "not a list of messages"),
+        ("garbage", "does not hold messages"),
         ("oversize", "more than 163840 bytes"),
         ("many descriptors", "more than 64 descriptors"),
         ("unannounced descriptor", "sent 1 descriptors, its messages announce 0"),

@@ -13,7 +13,7 @@ use tm_core::{
     id::{Digest, TaskRef},
     json::Json,
     limits::PACKET_MAX_BYTES,
-    wire::{Body, Confinement, FromWorker, Init, Inspection, Outcome, Report, Required, Start, ToWorker, Usage},
+    wire::{Body, Confinement, FromWorker, Init, Inspection, Outcome, Report, Required, Start, ToWorker, Usage, codec},
 };
 
 use crate::workers::{
@@ -67,6 +67,10 @@ struct Fake {
     inbox: Inbox,
 }
 
+fn packet(messages: &[FromWorker]) -> Vec<u8> {
+    messages.iter().flat_map(|message| codec::write(message).unwrap()).collect()
+}
+
 fn park() -> ! {
     loop {
         std::thread::park();
@@ -88,7 +92,7 @@ impl Fake {
             _ => {}
         }
         let (first, fds) = self.receive();
-        let init: Vec<Init> = serde_json::from_slice(&first).unwrap();
+        let init: Vec<Init> = codec::read(&first).unwrap();
         match &init[0] {
             Init::Execute(init) => {
                 assert_eq!(init.folders.len(), fds.len(), "a descriptor for each folder");
@@ -107,7 +111,7 @@ impl Fake {
     }
 
     fn send(&self, messages: &[FromWorker], fds: &[OwnedFd]) {
-        send_raw(self.socket.as_fd(), &[&serde_json::to_vec(messages).unwrap()], fds).unwrap();
+        send_raw(self.socket.as_fd(), &packet(messages), fds).unwrap();
     }
 
     fn execute(mut self, heartbeat_ms: u64) -> ! {
@@ -122,8 +126,8 @@ impl Fake {
         if self.behaviour != "silent" {
             let socket = self.socket.try_clone().unwrap();
             std::thread::spawn(move || {
-                let beat = serde_json::to_vec(&[FromWorker::Heartbeat { running: 0, memory_bytes: 4096 }]).unwrap();
-                while send_raw(socket.as_fd(), &[&beat], &[]).is_ok() {
+                let beat = packet(&[FromWorker::Heartbeat { running: 0, memory_bytes: 4096 }]);
+                while send_raw(socket.as_fd(), &beat, &[]).is_ok() {
                     std::thread::sleep(Duration::from_millis(heartbeat_ms));
                 }
             });
@@ -133,7 +137,7 @@ impl Fake {
         }
         loop {
             let (bytes, fds) = self.receive();
-            let messages: Vec<ToWorker> = serde_json::from_slice(&bytes).unwrap();
+            let messages: Vec<ToWorker> = codec::read(&bytes).unwrap();
             let mut fds = fds.into_iter();
             for message in messages {
                 match message {
@@ -170,12 +174,12 @@ impl Fake {
         let socket = self.socket.as_fd();
         match self.behaviour.as_str() {
             "silent" | "hold" => {}
-            "garbage" => send_raw(socket, &[b"[{\"Loaded\":{\"component\":\"x\"}}]"], &[]).unwrap(),
-            "oversize" => send_raw(socket, &[&vec![b' '; PACKET_MAX_BYTES + 1]], &[]).unwrap(),
+            "garbage" => send_raw(socket, b"\xffnot a message", &[]).unwrap(),
+            "oversize" => send_raw(socket, &vec![b' '; PACKET_MAX_BYTES + 1], &[]).unwrap(),
             "many descriptors" => send_many(socket),
             "unannounced descriptor" => {
-                let text = serde_json::to_vec(&[FromWorker::Loaded { component: 1 }]).unwrap();
-                send_raw(socket, &[&text], &[sealed::make(b"x").unwrap()]).unwrap();
+                let bytes = packet(&[FromWorker::Loaded { component: 1 }]);
+                send_raw(socket, &bytes, &[sealed::make(b"x").unwrap()]).unwrap();
             }
             "unsealed descriptor" => {
                 let (pipe, _writer) = rustix::pipe::pipe().unwrap();
