@@ -95,6 +95,12 @@ struct State {
 }
 
 impl State {
+    fn answer(&mut self, replies: impl IntoIterator<Item = (u32, Reply)>) {
+        for (call, reply) in replies {
+            self.ready.entry(call).or_default().push_back(reply);
+        }
+    }
+
     /// The next answer in order, when it is there.
     fn next(&mut self) -> Option<Reply> {
         let call = self.answered + 1;
@@ -122,11 +128,6 @@ impl Shared {
     fn with<T>(&self, run: impl FnOnce(&mut State) -> T) -> T {
         run(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
-
-    fn answer(&self, call: u32, reply: Reply) {
-        self.with(|state| state.ready.entry(call).or_default().push_back(reply));
-        self.work.notify_one();
-    }
 }
 
 /// Serves a connection of `owner` until it ends, fails, or does not read its answers.
@@ -134,7 +135,7 @@ pub(super) async fn serve(
     stream: UnixStream,
     owner: Uid,
     connection: u32,
-    answers: UnboundedReceiver<(u32, Reply)>,
+    answers: UnboundedReceiver<Vec<(u32, Reply)>>,
     gate: &Gate,
     forward: impl Fn(ApiCall),
 ) {
@@ -168,7 +169,8 @@ fn refuse(shared: &Shared, message: String, hint: Option<String>) {
         state.issued
     });
     let error = ApiError { kind: ErrorKind::Usage, code: None, message, hint, retry_after_ms: None };
-    shared.answer(call, Reply::Error(error));
+    shared.with(|state| state.answer([(call, Reply::Error(error))]));
+    shared.work.notify_one();
 }
 
 async fn read(stream: &UnixStream, connection: u32, shared: &Shared, gate: &Gate, forward: &impl Fn(ApiCall)) {
@@ -239,13 +241,13 @@ async fn write(
     stream: &UnixStream,
     shared: &Shared,
     gate: &Gate,
-    mut answers: UnboundedReceiver<(u32, Reply)>,
+    mut answers: UnboundedReceiver<Vec<(u32, Reply)>>,
 ) -> io::Result<()> {
     let mut out = Vec::new();
     let mut stopping = false;
     loop {
-        while let Ok((call, reply)) = answers.try_recv() {
-            shared.answer(call, reply);
+        while let Ok(replies) = answers.try_recv() {
+            shared.with(|state| state.answer(replies));
         }
         let finished = shared.with(|state| {
             while out.len() < OUT_AHEAD_BYTES
@@ -269,7 +271,7 @@ async fn write(
         }
         tokio::select! {
             answer = answers.recv() => match answer {
-                Some((call, reply)) => shared.answer(call, reply),
+                Some(replies) => shared.with(|state| state.answer(replies)),
                 // The edge stops: what stands in order is written, the rest never comes.
                 None => stopping = true,
             },

@@ -1,7 +1,7 @@
 //! The edge's thread: accepts connections, hands calls and signals to the loop, and answers back by ticket.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     os::unix,
     sync::{Arc, Mutex, PoisonError},
@@ -49,7 +49,7 @@ pub enum EdgeError {
 }
 
 /// Answers on their way to a connection.
-pub(super) type Answers = UnboundedSender<(u32, Reply)>;
+pub(super) type Answers = UnboundedSender<Vec<(u32, Reply)>>;
 
 /// Connections by number, shared between the loop and the edge's thread.
 #[derive(Clone, Debug, Default)]
@@ -122,13 +122,19 @@ impl Edge {
         self.gate.enter(Phase::Closed);
     }
 
-    /// Answers a call. A ticket whose connection is gone is dropped.
-    pub fn reply(&self, ticket: Ticket, reply: Reply) {
-        #[expect(clippy::cast_possible_truncation, reason = "the low half is the call's number")]
-        let call = ticket.0 as u32;
+    /// Answers calls, in this order on each connection, and wakes each once. Tickets whose connection is gone are dropped.
+    pub fn answer(&self, replies: impl IntoIterator<Item = (Ticket, Reply)>) {
+        let mut by_connection: BTreeMap<u32, Vec<(u32, Reply)>> = BTreeMap::new();
+        for (ticket, reply) in replies {
+            #[expect(clippy::cast_possible_truncation, reason = "the low half is the call's number")]
+            let call = ticket.0 as u32;
+            by_connection.entry(connection_of(ticket)).or_default().push((call, reply));
+        }
         self.connections.with(|connections| {
-            if let Some(answers) = connections.get(&connection_of(ticket)) {
-                let _closed_meanwhile = answers.send((call, reply));
+            for (connection, replies) in by_connection {
+                if let Some(answers) = connections.get(&connection) {
+                    let _closed_meanwhile = answers.send(replies);
+                }
             }
         });
     }

@@ -81,8 +81,8 @@ fn answers_come_in_the_order_of_the_requests() {
         .send(&[line_of(&show(1)).unwrap(), b"nonsense\n".to_vec(), line_of(&show(3)).unwrap()].concat(), &[])
         .unwrap();
     let (first, third) = (case.call(), case.call());
-    case.edge.reply(third.ticket, pong(3));
-    case.edge.reply(first.ticket, pong(1));
+    case.edge.answer([(third.ticket, pong(3))]);
+    case.edge.answer([(first.ticket, pong(1))]);
     assert_eq!(pid_of(&client.receive().unwrap()), 1);
     match client.receive().unwrap() {
         Reply::Error(error) => assert!(error.kind == ErrorKind::Usage && error.message.starts_with("not a request")),
@@ -125,7 +125,7 @@ fn descriptors_come_with_their_registration_even_more_than_one_message_holds() {
         .collect();
     assert_eq!(contents, (0..150).map(|n| n.to_string()).collect::<Vec<_>>());
     client.send(&line_of(&register).unwrap(), &fds[..1]).unwrap();
-    match client.stream.get_ref().set_read_timeout(Some(SOON)).map(|()| case.edge.reply(call.ticket, pong(1))) {
+    match client.stream.get_ref().set_read_timeout(Some(SOON)).map(|()| case.edge.answer([(call.ticket, pong(1))])) {
         Ok(()) => assert_eq!(pid_of(&client.receive().unwrap()), 1),
         Err(error) => panic!("{error}"),
     }
@@ -157,7 +157,7 @@ fn a_pipeline_is_answered_in_order_and_one_connection_cannot_fill_the_inbox() {
         match &call.request {
             Request::Show { id } if id == "raw" => held.push(call.ticket),
             Request::Show { id } => {
-                case.edge.reply(call.ticket, pong(id.parse().unwrap()));
+                case.edge.answer([(call.ticket, pong(id.parse().unwrap()))]);
                 answered += 1;
             }
             other => panic!("{other:?}"),
@@ -173,7 +173,7 @@ fn a_pipeline_is_answered_in_order_and_one_connection_cannot_fill_the_inbox() {
                 Incoming::Closed { .. } | Incoming::Signal(_) => continue,
             }
         }
-        case.edge.reply(held.remove(0), pong(round));
+        case.edge.answer([(held.remove(0), pong(round))]);
         assert_eq!(pid_of(&raw.receive().unwrap()), round);
         if round == 2_000 {
             break;
@@ -206,7 +206,7 @@ fn stopping_writes_what_was_answered_and_closes() {
     let first = case.call();
     assert_eq!(connection_of(first.ticket), first.connection);
     let _never_answered = case.call();
-    case.edge.reply(first.ticket, pong(1));
+    case.edge.answer([(first.ticket, pong(1))]);
     case.edge.stop();
     assert_eq!(pid_of(&client.receive().unwrap()), 1);
     assert!(matches!(client.receive(), Err(ClientError::Closed)));
@@ -226,7 +226,7 @@ fn a_stop_answers_what_was_taken_and_tells_the_rest_that_it_was_not() {
     // Connected, and not yet let in perhaps.
     let mut late = case.client();
     late.send(&line_of(&show(4)).unwrap(), &[]).unwrap();
-    case.edge.reply(taken.ticket, pong(1));
+    case.edge.answer([(taken.ticket, pong(1))]);
     case.edge.stop();
     assert_eq!(pid_of(&busy.receive().unwrap()), 1);
     for client in [&mut busy, &mut late, &mut waiting] {
@@ -249,7 +249,7 @@ fn a_pipeline_that_a_stop_cuts_off_knows_what_was_taken() {
     });
     let mut taken = 0;
     let mut take = |call: crate::daemon::ApiCall| {
-        case.edge.reply(call.ticket, pong(taken));
+        case.edge.answer([(call.ticket, pong(taken))]);
         taken += 1;
     };
     for _ in 0..3_000 {
@@ -283,14 +283,14 @@ fn an_answer_in_parts_comes_as_it_is_given_and_before_the_next_answer() {
     client.send(&[line_of(&show(1)).unwrap(), line_of(&show(2)).unwrap()].concat(), &[]).unwrap();
     let (first, second) = (case.call().ticket, case.call().ticket);
     // An answer in parts that has to wait for the one before it.
-    case.edge.reply(second, Reply::DlqSome(outcomes(3)));
-    case.edge.reply(second, Reply::DlqSome(outcomes(2)));
-    case.edge.reply(first, Reply::DlqSome(outcomes(1)));
+    case.edge.answer([(second, Reply::DlqSome(outcomes(3)))]);
+    case.edge.answer([(second, Reply::DlqSome(outcomes(2)))]);
+    case.edge.answer([(first, Reply::DlqSome(outcomes(1)))]);
     assert_eq!(lengths(&client.receive().unwrap()), (1, true));
-    case.edge.reply(first, Reply::DlqDone(outcomes(0)));
+    case.edge.answer([(first, Reply::DlqDone(outcomes(0)))]);
     assert_eq!(lengths(&client.receive().unwrap()), (0, false));
     assert_eq!(lengths(&client.more().unwrap()), (3, true));
-    case.edge.reply(second, Reply::DlqDone(outcomes(4)));
+    case.edge.answer([(second, Reply::DlqDone(outcomes(4)))]);
     let rest = client.more().unwrap().whole(|| client.more()).unwrap();
     assert_eq!(lengths(&rest), (6, false));
 }

@@ -229,9 +229,7 @@ impl<D: Disk> Loop<'_, D> {
     }
 
     fn answer(&mut self) {
-        for (ticket, reply) in self.session.house.replies.drain(..) {
-            self.edge.reply(ticket, reply);
-        }
+        self.edge.answer(self.session.house.replies.drain(..));
     }
 
     /// Registers the flows of the runtime folder; returns what could not be loaded.

@@ -45,6 +45,8 @@ const SEGMENTS_MIN: u64 = 8;
 const WHOLE_INDEXES: usize = 2;
 /// Segments without their files, or that end too early, that are named at once: a repair names the next ones.
 const MISSING_MAX: usize = 4096;
+/// What the runs that a turn keeps take as lines, mostly.
+const LINES_BYTES: usize = 256 * 1024;
 /// Bytes that wait for a sync before one is begun beside the loop.
 const UNSYNCED_BYTES: u64 = 8 * 1024 * 1024;
 
@@ -236,7 +238,7 @@ impl<D: Disk> ResultStore<D> {
     /// # Errors
     /// [`DiskError::Full`]: nothing of them is here. Any other: nothing is known of what was written; stop for good.
     pub fn append<'r>(&mut self, runs: impl Iterator<Item = ResultLine<'r>>) -> Result<(), LogError> {
-        let (mut lines, mut ends) = (Vec::new(), Vec::new());
+        let (mut lines, mut ends) = (Vec::with_capacity(LINES_BYTES), Vec::new());
         for ended in runs {
             let start = lines.len();
             ended.write(&mut lines);
