@@ -264,7 +264,7 @@ fn run() -> Run {
         failures: 1,
         lost_in_company: 1,
         suspect: true,
-        attempts: vec![attempt(true), attempt(false)],
+        attempts: [attempt(true), attempt(false)].into_iter().collect(),
         ..task(Phase::Leased { worker: WORKER })
     };
     let artifacts = vec![ArtifactEntry { name: "a".into(), size_bytes: 1 }];

@@ -15,8 +15,8 @@ use crate::{
         event::{Dead, Enqueued, Event, Frame, ReleaseReason, RetryScheduled, Succeeded},
         indexes::{Place, due_steps},
         run::{
-            ATTEMPTS_KEPT, AttemptRecord, Due, Fan, FinishedRun, Letter, Phase, Run, RunExtra, StepDone, StepRun,
-            Success, Task, TaskEnd,
+            AttemptRecord, Due, Fan, FinishedRun, Letter, Phase, Run, RunExtra, StepDone, StepRun, Success, Task,
+            TaskEnd,
         },
         state::{KeyName, Registered, State, result_bytes},
     },
@@ -64,9 +64,6 @@ impl State {
                 let (place, found, indexes) = self.open_task(*task)?;
                 indexes.set_phase(place, found, Phase::Leased { worker: *worker });
                 found.attempt = found.attempt.max(*attempt);
-                if found.attempts.len() == ATTEMPTS_KEPT {
-                    found.attempts.remove(0);
-                }
                 found.attempts.push(AttemptRecord {
                     attempt: *attempt,
                     started_at: at,
@@ -324,7 +321,7 @@ impl State {
             None
         } else {
             let started_at = found.attempts.last().map_or(at, |last| last.started_at);
-            found.limited_since.or(Some(started_at))
+            found.limited_since.take().or_else(|| Some(Box::new(started_at)))
         };
         // It ended by itself: it did not bring its worker down.
         found.suspect = false;

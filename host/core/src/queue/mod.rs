@@ -1,6 +1,7 @@
 //! The queue: facts ([`event`]), what they add up to ([`state`], [`apply`]), and what follows from an input ([`decide`]).
 
 pub mod apply;
+pub mod attempts;
 pub mod check;
 pub mod deadlines;
 pub mod decide;

@@ -8,6 +8,7 @@ use crate::{
     api::RunState,
     id::{Attempt, Digest, FlowNo, RunId, TaskRef, WorkerId},
     json::{Json, Payload},
+    queue::attempts::Attempts,
     time::Millis,
     wire::{ArtifactEntry, Usage},
 };
@@ -114,14 +115,10 @@ pub struct Task {
     pub suspect: bool,
     /// The start of the first attempt of those that were all rate-limited, up to the last one.
     #[serde(default, skip_serializing_if = "is_default")]
-    pub limited_since: Option<Millis>,
-    /// The newest attempts, oldest first, at most [`ATTEMPTS_KEPT`].
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub attempts: Vec<AttemptRecord>,
+    pub limited_since: Option<Box<Millis>>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub attempts: Attempts,
 }
-
-/// Attempts that a task remembers for `queue show`, also after its end.
-pub const ATTEMPTS_KEPT: usize = 32;
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
@@ -195,7 +192,7 @@ pub struct TaskEnd {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub item: Option<u32>,
     pub last: AttemptRecord,
-    /// Those before the last, oldest first: with it at most [`ATTEMPTS_KEPT`].
+    /// Those before the last, oldest first: with it at most [`super::attempts::ATTEMPTS_KEPT`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier: Vec<AttemptRecord>,
 }
@@ -331,10 +328,8 @@ impl Fan {
 impl TaskEnd {
     /// Of a task that was started at least once.
     #[must_use]
-    pub fn of(item: Option<u32>, mut attempts: Vec<AttemptRecord>) -> Option<Self> {
-        let last = attempts.pop()?;
-        attempts.shrink_to_fit();
-        Some(Self { item, last, earlier: attempts })
+    pub fn of(item: Option<u32>, attempts: Attempts) -> Option<Self> {
+        attempts.into_last().map(|(last, earlier)| Self { item, last, earlier })
     }
 
     /// Oldest first.
@@ -354,7 +349,7 @@ impl Task {
             lost_in_company: 0,
             suspect: false,
             limited_since: None,
-            attempts: Vec::new(),
+            attempts: Attempts::default(),
         }
     }
 

@@ -124,7 +124,7 @@ impl Desk<'_> {
         let base_ms = policy.base_ms;
         // Not a failure, but not for ever either.
         let most_ms = self.world.policy.rate_limited_max_ms;
-        if found.limited_since.is_some_and(|since| now.since(since) >= most_ms) {
+        if found.limited_since.as_deref().is_some_and(|&since| now.since(since) >= most_ms) {
             let message = format!("rate-limited for {most_ms} ms: {message}");
             self.dead(
                 task,
