@@ -25,6 +25,8 @@ mod damage_tests;
 #[cfg(test)]
 pub(crate) mod faults;
 #[cfg(test)]
+mod going_on_tests;
+#[cfg(test)]
 mod log_tests;
 #[cfg(test)]
 mod recover_tests;

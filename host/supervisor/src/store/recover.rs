@@ -271,21 +271,28 @@ pub fn refuse_newer_program<D: Disk>(disk: &D) -> Result<(), LogError> {
     }
 }
 
-/// The sequence of the first good record of a segment.
+/// The sequence that a segment is known by: of its first good record behind which a higher one or none comes.
+///
+/// That record counts, or one with a higher sequence does, as [`Replay::good`] goes by the same: what goes on behind the
+/// segment is higher than both, and never makes it foreign.
 fn first_sequence<D: Disk>(disk: &D, no: u64) -> Result<Option<u64>, LogError> {
     let mut lines = Lines::open(disk, &segment::path(no))?;
+    let mut first = None;
     while let Some(line) = lines.next()? {
         let offset = line.offset;
         match codec::decode(line.bytes) {
             Ok((sequence, frame)) if sequence < SEQUENCE_MAX => {
                 refuse_newer(disk, no, &frame)?;
-                return Ok(Some(sequence));
+                if first.is_some_and(|first| first < sequence) {
+                    break;
+                }
+                first = Some(sequence);
             }
             Ok(_) => {}
             Err(why) => refuse_unknown(disk, no, offset, &why)?,
         }
     }
-    Ok(None)
+    Ok(first)
 }
 
 /// Which segments form the longest ascending row (the one that ends lowest among equals): the others are foreign.
@@ -404,14 +411,16 @@ impl<D: Disk> Replay<'_, D> {
 
     /// A record inside a damaged line, whose own beginning was a line's end before the damage.
     fn within(&self, line: &[u8]) -> Option<(u64, u64, Frame)> {
-        let expected = self.expected.unwrap_or(0);
+        // A record that is held is told to be foreign only by one that has a line of its own.
+        let held = self.held.as_ref().map(|held| held.sequence.saturating_add(1));
+        let next = held.or(self.expected);
         memmem::find_iter(line, MARK).filter(|&place| place > 0).take(CANDIDATES_MAX).find_map(|place| {
             let (sequence, frame) = codec::decode(&line[place..]).ok()?;
             let place = place as u64;
             // Payloads are a tenant's own text and may look like a record. What is lost before a real one fits into
             // the bytes before it.
-            let plausible = expected..=expected + 1 + place / RECORD_MIN_BYTES;
-            (self.expected.is_none() || plausible.contains(&sequence)).then_some((place, sequence, frame))
+            let plausible = |next: u64| (next..=next.saturating_add(1 + place / RECORD_MIN_BYTES)).contains(&sequence);
+            next.is_none_or(plausible).then_some((place, sequence, frame))
         })
     }
 
@@ -431,8 +440,6 @@ impl<D: Disk> Replay<'_, D> {
         }
         if good.sequence < expected {
             self.strange(no, &good, Why::Doubled { sequence: good.sequence, expected });
-        } else if good.sequence >= self.ceiling {
-            self.strange(no, &good, Why::Foreign { sequence: good.sequence, expected });
         } else if let Some(held) = self.held.take() {
             if good.sequence > held.sequence {
                 self.accept(no, held);
@@ -461,6 +468,11 @@ impl<D: Disk> Replay<'_, D> {
     }
 
     fn accept(&mut self, no: u64, good: Good) {
+        // Asked no earlier: what a segment holds is the same before and after another one begins behind it.
+        if good.sequence >= self.ceiling {
+            let expected = self.expected.unwrap_or(good.sequence);
+            return self.strange(no, &good, Why::Foreign { sequence: good.sequence, expected });
+        }
         if let Some(expected) = self.expected
             && good.sequence > expected
         {

@@ -185,6 +185,14 @@ fn log() -> Seeds {
     };
     let (first, second) = ([created.clone(), filed(2), filed(3)].concat(), [filed(4), filed(5)].concat());
     let other = [created.clone(), filed(2)].concat();
+    let last_gone = |parts: &[&[u8]]| {
+        let active = parts.len() + 1;
+        let meta = sealed(&format!(r#""format":1,"oldest_segment":1,"active_segment":{active},"room_bytes":0}}"#));
+        let parts: Vec<_> = (1..).zip(parts.iter().copied()).collect();
+        [b"==> queue.meta <==\n", meta.as_slice(), b"\n", &segments(&parts)].concat()
+    };
+    let told_by_foreign = [created.clone(), bad.clone(), filed(4), filed(6), filed(3), filed(5)].concat();
+    let foreign_first = [bad.clone(), filed(900), filed(4), filed(5)].concat();
     let mut foreign = segments(&[(1, &first), (2, &second), (3, &other)]);
     foreign.extend_from_slice(b"\n==> accepted.json <==\n");
     foreign.extend(sealed(r#""lost":[[2,2]],"segments":[[4,5]]}"#));
@@ -223,6 +231,8 @@ fn log() -> Seeds {
         ("foreign-among-missing", segments(&[(1, &first), (3, &other), (9, &second)])),
         ("same-first-record", segments(&[(1, &first), (3, &other), (4, &second)])),
         ("begun-behind-damage", segments(&[(1, &[first.as_slice(), torn].concat()), (2, b"")])),
+        ("told-by-foreign", last_gone(&[&told_by_foreign])),
+        ("foreign-first", last_gone(&[&first, &foreign_first])),
         ("number-without-next", segments(&[(1, &first), (u64::MAX, &second)])),
     ];
     seeds.map(|(name, bytes)| (name.to_owned(), bytes)).into()
