@@ -1,11 +1,10 @@
 //! The next segment, made beside the loop: written full of newlines and synced, so that beginning it is a rename.
 
-use super::{
-    disk::{self, Beside, Disk, DiskError, How, Later},
-    segment,
-};
+use super::disk::{self, Beside, Disk, DiskError, How, Later};
 
 const PATH: &str = "queue/segment.spare";
+/// Written between two syncs: commits of the log wait behind it on the disk.
+const STEP_BYTES: u64 = 256 * 1024;
 
 /// What is ready, or being made, for the next rotation.
 pub(super) enum Spare {
@@ -115,7 +114,7 @@ fn make<D: Disk>(disk: &D, bytes: u64) -> Result<(), DiskError> {
     let file = disk.open(PATH, How::Replace)?;
     let mut at = 0;
     while at < bytes {
-        let step = (bytes - at).min(segment::ROOM_STEP_BYTES);
+        let step = (bytes - at).min(STEP_BYTES);
         disk::blank(disk, &file, at, step)?;
         disk.sync(&file)?;
         at += step;

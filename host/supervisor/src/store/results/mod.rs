@@ -47,8 +47,9 @@ const WHOLE_INDEXES: usize = 2;
 const MISSING_MAX: usize = 4096;
 /// What the runs that a turn keeps take as lines, mostly.
 const LINES_BYTES: usize = 256 * 1024;
-/// Bytes that wait for a sync before one is begun beside the loop.
-const UNSYNCED_BYTES: u64 = 8 * 1024 * 1024;
+/// Bytes that wait for a sync before one is begun beside the loop. Few, because commits of the log wait behind them on
+/// the disk.
+const UNSYNCED_BYTES: u64 = 1024 * 1024;
 
 #[must_use]
 pub fn path(no: u64) -> String {
