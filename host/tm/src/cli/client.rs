@@ -203,8 +203,15 @@ impl<'a> Session<'a> {
             ClientError::Closed => {
                 let in_doubt = unanswered.iter().filter(|request| !is_repeatable(request));
                 if let Some(first) = in_doubt.clone().next() {
-                    return Err(in_doubt_failure(first, in_doubt.count()));
+                    return Err(in_doubt_failure("the supervisor died before it answered", first, in_doubt.count()));
                 }
+            }
+            ClientError::Silent { queue_dir, seconds } => {
+                let why = format!("{} has not answered for {seconds} s", supervisor_of(&queue_dir));
+                return Err(match unanswered.iter().find(|request| !is_read(request)) {
+                    Some(first) => in_doubt_failure(&why, first, unanswered.len()),
+                    None => silent_failure(why),
+                });
             }
             error => return Err(error.into()),
         }
@@ -231,27 +238,53 @@ fn is_repeatable(request: &Request) -> bool {
     }
 }
 
-/// A supervisor died with requests that may have been carried out.
-fn in_doubt_failure(first: &Request, count: usize) -> Failure {
+/// Whether nothing changes by it, whenever it is done.
+fn is_read(request: &Request) -> bool {
+    !matches!(request, Request::Register(_) | Request::Enqueue(_)) && is_repeatable(request)
+}
+
+/// Requests may have been carried out, or be carried out yet, and nobody says so.
+fn in_doubt_failure(why: &str, first: &Request, count: usize) -> Failure {
     match first {
+        Request::Register(_) => Failure::busy(format!("{why}: it is not known whether the flow was registered"))
+            .hint("nothing was enqueued, and asking again is safe"),
         Request::Enqueue(first) => {
             let what = if count == 1 { "the run was".to_owned() } else { format!("{count} runs were") };
-            Failure::busy(format!("the supervisor died before it answered: it is not known whether {what} enqueued"))
-                .hint(format!(
+            let again = match &first.idempotency_key {
+                Some(_) => "asking again with the same key is safe".to_owned(),
+                None => format!(
                     "look: tm queue ls --state all --flow {}; with --idempotency-key asking again is safe",
                     first.flow
-                ))
+                ),
+            };
+            Failure::busy(format!("{why}: it is not known whether {what} enqueued")).hint(again)
         }
-        Request::Cancel { id } => {
-            Failure::busy(format!("the supervisor died before it answered: it is not known whether {id} was cancelled"))
-                .hint(format!("look: tm queue show {id}"))
-        }
+        Request::Cancel { id } => Failure::busy(format!("{why}: it is not known whether {id} was cancelled"))
+            .hint(format!("look: tm queue show {id}")),
         Request::DlqRequeue(_) | Request::DlqPurge(_) => {
-            Failure::busy("the supervisor died before it answered: some entries may have been taken")
+            Failure::busy(format!("{why}: some entries may have been taken"))
                 .hint("look: tm dlq ls; asking again is safe")
         }
-        _ => Failure::busy("the supervisor died before it answered: it is not known whether it was done"),
+        _ => Failure::busy(format!("{why}: it is not known whether it was done")),
     }
+}
+
+/// A supervisor that nobody is answered by.
+fn silent_failure(why: String) -> Failure {
+    Failure::busy(why).hint("is it stopped (kill -CONT), or does its disk hang? killing it loses nothing acknowledged")
+}
+
+/// The supervisor of a queue in words, with its process.
+fn supervisor_of(queue_dir: &Path) -> String {
+    match Lock::holder(queue_dir) {
+        Ok(Some(holder)) => format!("the supervisor (pid {})", holder.pid),
+        _ => "the supervisor".to_owned(),
+    }
+}
+
+/// Said on standard error while the answer is waited for.
+fn say_that_it_is_silent(queue_dir: &Path) {
+    eprintln!("waiting for {} to answer", supervisor_of(queue_dir));
 }
 
 fn accepted(reply: Reply) -> Result<Reply, Failure> {
@@ -270,7 +303,10 @@ impl Way {
         loop {
             let patient = begin.elapsed() < START_PATIENCE;
             match Client::connect(queue_dir) {
-                Ok(client) => return Ok(Self::Served(client)),
+                Ok(mut client) => {
+                    client.on_silence(say_that_it_is_silent);
+                    return Ok(Self::Served(client));
+                }
                 Err(ClientError::NotRunning { .. } | ClientError::StaleSocket { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -375,6 +411,7 @@ impl From<ClientError> for Failure {
             ClientError::NotRunning { .. } | ClientError::StaleSocket { .. } => {
                 Self::busy(text).hint("start one: tm workers start")
             }
+            ClientError::Silent { .. } => silent_failure(text),
             ClientError::NotTaken | ClientError::Closed | ClientError::Io(_) => {
                 Self::busy(text).hint("it may have stopped meanwhile; what it had acknowledged is kept")
             }
