@@ -142,3 +142,28 @@ fn a_step_that_a_run_does_not_have_is_not_shown_as_the_run() {
     home.tm(&["queue", "show", &format!("{run}.nope")]).refused(1, &[&run, "has no step 'nope'", "hint: "]);
     assert_eq!(home.tm(&["queue", "show", &format!("{run}.s")]).code, Some(0));
 }
+
+#[test]
+fn a_flow_whose_grant_was_revoked_is_refused_as_if_it_were_new() {
+    let home = Home::new();
+    let allow = |clocks: bool| format!("[tenants.default.allow]\nclocks = {clocks}\n");
+    let input = r#"{"do":"nothing"}"#;
+    home.flow("timed", "hostile", &[]).write("trace_config.toml", allow(true));
+    home.enqueue("timed.yaml", input, &["--idempotency-key", "k"]);
+    // By the files, with what the configuration says now.
+    home.write("trace_config.toml", allow(false));
+    home.tm(&["enqueue", "timed", "-i", input]).refused(3, &["CAPABILITY_DENIED", "step 's' asks clocks", "hint: "]);
+    home.write("trace_config.toml", allow(true));
+    let pool = Supervisor::start(&home, &[]);
+    home.enqueue("timed", input, &[]);
+    home.write("trace_config.toml", allow(false));
+    home.tm(&["enqueue", "timed", "-i", input]).refused(3, &["CAPABILITY_DENIED", "step 's' asks clocks", "hint: "]);
+    home.tm(&["enqueue", "timed.yaml", "-i", input]).refused(3, &["CAPABILITY_DENIED", "step 's' asks clocks"]);
+    // A new flow is held against what is allowed now, too, and so is one once more is allowed.
+    home.flow("other", "hostile", &["max_parallel: 2", "for_each: input.items"]);
+    home.tm(&["enqueue", "other.yaml", "-i", input]).refused(3, &["CAPABILITY_DENIED", "step 's' asks clocks"]);
+    home.write("trace_config.toml", allow(true));
+    home.enqueue("timed", input, &[]);
+    home.enqueue("other.yaml", r#"{"items":[]}"#, &[]);
+    pool.stop();
+}

@@ -17,7 +17,7 @@ use tm_core::{
 
 use super::{Happening, RunError, jobs::Lane, payloads::StoredBlobs};
 use crate::{
-    config::{Settings, ceiling::DEFAULT_TENANT},
+    config::{Ceilings, Settings, ceiling::DEFAULT_TENANT},
     deploy::{self, Inspect, KnownFiles, Opened, Resolved, Source},
     evaluate::MiniJinja,
     store::disk::Disk,
@@ -56,20 +56,27 @@ impl<D: Disk> Registrar<D> {
         Ok(Self { bench: Arc::new(bench), lane: Lane::start("tm-register").map_err(RunError::Thread)?, happenings })
     }
 
-    /// Resolves a flow on the registrar's thread; [`Happening::Registered`] brings the outcome.
-    pub(super) fn give(&self, ticket: Ticket, request: RegisterRequest, components: Vec<OwnedFd>) {
+    /// Resolves a flow on the registrar's thread, below the ceilings in force; [`Happening::Registered`] brings the outcome.
+    pub(super) fn give(
+        &self,
+        ticket: Ticket,
+        request: RegisterRequest,
+        components: Vec<OwnedFd>,
+        ceilings: Arc<Ceilings>,
+    ) {
         self.on_lane(ticket, move |bench| {
             let path = Path::new(&request.path);
             let components: Vec<_> = components.into_iter().map(|fd| Ok(File::from(fd))).collect();
             let (tenant, text) = (request.tenant.as_str(), request.text.as_str());
-            bench.register(ticket, &Source { tenant, text, path, shown: path, components: &components })
+            let source = Source { tenant, text, path, shown: path, components: &components };
+            bench.register(ticket, &source, &ceilings)
         });
     }
 
     /// As [`Registrar::give`], for a file that this process opens itself: of the default tenant.
-    pub(super) fn give_file(&self, ticket: Ticket, path: PathBuf) {
+    pub(super) fn give_file(&self, ticket: Ticket, path: PathBuf, ceilings: Arc<Ceilings>) {
         self.on_lane(ticket, move |bench| match Opened::open(&path, &bench.evaluate) {
-            Ok(opened) => bench.register(ticket, &opened.source(DEFAULT_TENANT)),
+            Ok(opened) => bench.register(ticket, &opened.source(DEFAULT_TENANT), &ceilings),
             Err(error) => Err(failed(ErrorKind::Invalid, None, format!("{}: {error}", path.display()))),
         });
     }
@@ -87,9 +94,8 @@ impl<D: Disk> Registrar<D> {
 type Registration = Result<Input, Box<ApiError>>;
 
 impl<D: Disk> Bench<D> {
-    fn register(&self, ticket: Ticket, source: &Source<'_>) -> Registration {
+    fn register(&self, ticket: Ticket, source: &Source<'_>, ceilings: &Ceilings) -> Registration {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let ceilings = &self.settings.ceilings;
         let Resolved { def, warnings, components } =
             deploy::resolve(source, &self.settings, ceilings, &self.evaluate, &mut known, &*self.inspect).map_err(
                 |error| {
