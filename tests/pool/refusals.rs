@@ -167,3 +167,22 @@ fn a_flow_whose_grant_was_revoked_is_refused_as_if_it_were_new() {
     home.enqueue("other.yaml", r#"{"items":[]}"#, &[]);
     pool.stop();
 }
+
+#[test]
+fn a_flow_that_fits_no_worker_is_refused_while_a_supervisor_runs_and_warned_of_before() {
+    let home = Home::new();
+    home.flow("small", "compute", &["limits: { memory_mb: 16 }"]);
+    home.flow("large", "compute", &["limits: { memory_mb: 200 }"]);
+    home.write("trace_config.toml", "[workers]\nnum = 2\nmemory_max = \"300MiB\"\n");
+    let needs = "flow 'large': step 's' needs a worker of 417 MiB: workers.memory_max (300 MiB) leaves 150 MiB for each with workers.num = 2";
+    let mut pool = Supervisor::start(&home, &[]);
+    home.tm(&["enqueue", "large.yaml", "-i", "{}"]).refused(3, &[needs, "hint: "]);
+    // The flows that share its workers go on.
+    let run = home.enqueue("small.yaml", r#"{"do":"nothing"}"#, &[]);
+    assert_eq!(pool.ended(&run).state, RunState::Succeeded);
+    pool.stop();
+    home.tm(&["run", "large.yaml", "-i", "{}"]).refused(3, &["needs a worker of 417 MiB"]);
+    // A supervisor may be started with other flags.
+    let ran = home.tm(&["enqueue", "large.yaml", "-i", "{}"]);
+    assert!(ran.code == Some(0) && ran.stderr.contains(&format!("warning: {needs}")), "{ran}");
+}
