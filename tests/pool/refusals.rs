@@ -144,6 +144,26 @@ fn a_step_that_a_run_does_not_have_is_not_shown_as_the_run() {
 }
 
 #[test]
+fn a_first_enqueue_that_is_refused_leaves_nothing_behind() {
+    let home = Home::new();
+    home.flow("echo", "echo", &[]).write("guests/bad.wasm", b"\0asm\x0d\0\x01\0bad").flow("bad", "bad", &[]);
+    home.write("lines.jsonl", "{\"input\":{}}\n");
+    let large = format!(r#"{{"x":"{}"}}"#, "x".repeat(100_000));
+    for (arguments, words) in [
+        (&["enqueue", "bad.yaml"][..], "bad.wasm"),
+        (&["enqueue", "bad.yaml", "--batch", "lines.jsonl"], "bad.wasm"),
+        (&["enqueue", "echo.yaml", "--headers", &large], "headers has 100008 bytes"),
+        (&["enqueue", "echo.yaml", "--tenant", "other"], "there is only the tenant 'default'"),
+        (&["run", "--detached", "bad.yaml"], "bad.wasm"),
+    ] {
+        let ran = home.tm(arguments);
+        assert!(matches!(ran.code, Some(2 | 3)) && ran.stderr.contains(words), "{arguments:?}: {ran}");
+        assert!(!home.path("data").exists(), "{arguments:?}");
+    }
+    home.enqueue("echo.yaml", "{}", &[]);
+}
+
+#[test]
 fn a_flow_whose_grant_was_revoked_is_refused_as_if_it_were_new() {
     let home = Home::new();
     let allow = |clocks: bool| format!("[tenants.default.allow]\nclocks = {clocks}\n");

@@ -5,7 +5,7 @@
 use std::{
     fs::File,
     io::ErrorKind,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -146,10 +146,7 @@ impl<'a> Session<'a> {
                     }
                 }
                 Way::Writing(local) => {
-                    let own = files.iter().map(|file| file.try_clone().map(Into::into)).collect::<Result<_, _>>();
-                    let own = own
-                        .map_err(|error| Failure::failed(format!("cannot pass the components: {}", reason(&error))))?;
-                    local.send(request.clone(), own)?;
+                    local.send(request.clone(), own(files)?)?;
                     loop {
                         match local.receive()? {
                             Reply::DlqSome(outcomes) => part(outcomes)?,
@@ -351,20 +348,10 @@ impl Way {
             let message = format!("no supervisor runs the queue at {}: waiting would never end", queue_dir.display());
             return Err(Failure::busy(message).hint("start one: tm workers start").into());
         }
-        let settings = settings::load(folders.config.as_deref())?;
-        if backend.is_none() && settings.queue.backend == config::Backend::Memory {
+        let options = options(folders)?;
+        if backend.is_none() && options.settings.queue.backend == config::Backend::Memory {
             return Err(memory().into());
         }
-        let options = Options {
-            settings,
-            config: settings::path(folders.config.as_deref()),
-            roots: folders.roots(),
-            runtime: Path::new("flows").to_owned(),
-            runtime_named: false,
-            pid_file: Path::new("tm-workers.pid").to_owned(),
-            worker_user: None,
-            allow_weaker: false,
-        };
         let way = match need {
             Need::Read => Self::Reading(Box::new(Reading { options, reader: None })),
             Need::Change | Need::Create | Need::Wait => match Local::open(&options) {
@@ -384,6 +371,55 @@ impl Way {
         };
         Ok(way)
     }
+}
+
+/// Of a queue that nobody serves.
+fn options(folders: &Folders) -> Result<Options, Failure> {
+    Ok(Options {
+        settings: settings::load(folders.config.as_deref())?,
+        config: settings::path(folders.config.as_deref()),
+        roots: folders.roots(),
+        runtime: Path::new("flows").to_owned(),
+        runtime_named: false,
+        pid_file: Path::new("tm-workers.pid").to_owned(),
+        worker_user: None,
+        allow_weaker: false,
+    })
+}
+
+/// Refuses what would be refused by a queue that is not there yet, before it is made. `files` belong to the first request.
+/// A queue in memory is not made by commands.
+///
+/// # Errors
+/// The refusal.
+pub(crate) fn refuse_before_a_queue_is_made(
+    folders: &Folders,
+    backend: Option<Backend>,
+    requests: Vec<Request>,
+    files: &[File],
+) -> Result<(), Failure> {
+    folders.check()?;
+    if folders.roots().hold_a_queue() || !matches!(Lock::holder(&folders.queue_dir), Ok(None)) {
+        return Ok(());
+    }
+    let options = options(folders)?;
+    let memory = match backend {
+        None => options.settings.queue.backend == config::Backend::Memory,
+        Some(backend) => backend == Backend::Memory,
+    };
+    if memory {
+        return Ok(());
+    }
+    match run::rehearse(&options, requests, own(files)?)? {
+        Some(error) => Err(error.into()),
+        None => Ok(()),
+    }
+}
+
+/// Descriptors of open files to give away.
+fn own(files: &[File]) -> Result<Vec<OwnedFd>, Failure> {
+    let own = files.iter().map(|file| file.try_clone().map(Into::into)).collect::<Result<_, _>>();
+    own.map_err(|error| Failure::failed(format!("cannot pass the components: {}", reason(&error))))
 }
 
 /// Why a queue that had no supervisor could not be opened.
