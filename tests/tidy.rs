@@ -91,6 +91,7 @@ const BANNED: &[(&str, &[&str], &str)] = &[
         "Instant::now(",
         &[
             "host/supervisor/src/clock.rs",
+            "host/supervisor/src/daemon/patience.rs",
             "host/supervisor/src/workers/",
             "host/supervisor/src/run/supervise.rs",
             "host/supervisor/src/store/lock.rs",

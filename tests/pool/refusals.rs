@@ -142,3 +142,67 @@ fn a_step_that_a_run_does_not_have_is_not_shown_as_the_run() {
     home.tm(&["queue", "show", &format!("{run}.nope")]).refused(1, &[&run, "has no step 'nope'", "hint: "]);
     assert_eq!(home.tm(&["queue", "show", &format!("{run}.s")]).code, Some(0));
 }
+
+#[test]
+fn a_first_enqueue_that_is_refused_leaves_nothing_behind() {
+    let home = Home::new();
+    home.flow("echo", "echo", &[]).write("guests/bad.wasm", b"\0asm\x0d\0\x01\0bad").flow("bad", "bad", &[]);
+    home.write("lines.jsonl", "{\"input\":{}}\n");
+    let large = format!(r#"{{"x":"{}"}}"#, "x".repeat(100_000));
+    for (arguments, words) in [
+        (&["enqueue", "bad.yaml"][..], "bad.wasm"),
+        (&["enqueue", "bad.yaml", "--batch", "lines.jsonl"], "bad.wasm"),
+        (&["enqueue", "echo.yaml", "--headers", &large], "headers has 100008 bytes"),
+        (&["enqueue", "echo.yaml", "--tenant", "other"], "there is only the tenant 'default'"),
+        (&["run", "--detached", "bad.yaml"], "bad.wasm"),
+    ] {
+        let ran = home.tm(arguments);
+        assert!(matches!(ran.code, Some(2 | 3)) && ran.stderr.contains(words), "{arguments:?}: {ran}");
+        assert!(!home.path("data").exists(), "{arguments:?}");
+    }
+    home.enqueue("echo.yaml", "{}", &[]);
+}
+
+#[test]
+fn a_flow_whose_grant_was_revoked_is_refused_as_if_it_were_new() {
+    let home = Home::new();
+    let allow = |clocks: bool| format!("[tenants.default.allow]\nclocks = {clocks}\n");
+    let input = r#"{"do":"nothing"}"#;
+    home.flow("timed", "hostile", &[]).write("trace_config.toml", allow(true));
+    home.enqueue("timed.yaml", input, &["--idempotency-key", "k"]);
+    // By the files, with what the configuration says now.
+    home.write("trace_config.toml", allow(false));
+    home.tm(&["enqueue", "timed", "-i", input]).refused(3, &["CAPABILITY_DENIED", "step 's' asks clocks", "hint: "]);
+    home.write("trace_config.toml", allow(true));
+    let pool = Supervisor::start(&home, &[]);
+    home.enqueue("timed", input, &[]);
+    home.write("trace_config.toml", allow(false));
+    home.tm(&["enqueue", "timed", "-i", input]).refused(3, &["CAPABILITY_DENIED", "step 's' asks clocks", "hint: "]);
+    home.tm(&["enqueue", "timed.yaml", "-i", input]).refused(3, &["CAPABILITY_DENIED", "step 's' asks clocks"]);
+    // A new flow is held against what is allowed now, too, and so is one once more is allowed.
+    home.flow("other", "hostile", &["max_parallel: 2", "for_each: input.items"]);
+    home.tm(&["enqueue", "other.yaml", "-i", input]).refused(3, &["CAPABILITY_DENIED", "step 's' asks clocks"]);
+    home.write("trace_config.toml", allow(true));
+    home.enqueue("timed", input, &[]);
+    home.enqueue("other.yaml", r#"{"items":[]}"#, &[]);
+    pool.stop();
+}
+
+#[test]
+fn a_flow_that_fits_no_worker_is_refused_while_a_supervisor_runs_and_warned_of_before() {
+    let home = Home::new();
+    home.flow("small", "compute", &["limits: { memory_mb: 16 }"]);
+    home.flow("large", "compute", &["limits: { memory_mb: 200 }"]);
+    home.write("trace_config.toml", "[workers]\nnum = 2\nmemory_max = \"300MiB\"\n");
+    let needs = "flow 'large': step 's' needs a worker of 417 MiB: workers.memory_max (300 MiB) leaves 150 MiB for each with workers.num = 2";
+    let mut pool = Supervisor::start(&home, &[]);
+    home.tm(&["enqueue", "large.yaml", "-i", "{}"]).refused(3, &[needs, "hint: "]);
+    // The flows that share its workers go on.
+    let run = home.enqueue("small.yaml", r#"{"do":"nothing"}"#, &[]);
+    assert_eq!(pool.ended(&run).state, RunState::Succeeded);
+    pool.stop();
+    home.tm(&["run", "large.yaml", "-i", "{}"]).refused(3, &["needs a worker of 417 MiB"]);
+    // A supervisor may be started with other flags.
+    let ran = home.tm(&["enqueue", "large.yaml", "-i", "{}"]);
+    assert!(ran.code == Some(0) && ran.stderr.contains(&format!("warning: {needs}")), "{ran}");
+}

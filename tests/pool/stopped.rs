@@ -2,7 +2,9 @@
 
 use std::{
     fs::{self, Permissions},
+    io::{Read as _, Write as _},
     os::unix::fs::PermissionsExt as _,
+    process::{Child, Stdio},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -13,7 +15,7 @@ use tm_supervisor::store::disk::Roots;
 
 use crate::{
     history::History,
-    home::{Home, until},
+    home::{Home, ran, until},
     supervisor::{Supervisor, exists, send},
 };
 
@@ -130,4 +132,53 @@ fn a_supervisor_that_stood_still_kills_nobody_and_loses_nothing() {
     assert_eq!((totals.runs_enqueued, totals.tasks_started, totals.redelivered), (10, 10, 0));
     pool.stop();
     judge(&home);
+}
+
+const LINE: &[u8] = b"{\"input\":{\"do\":\"nothing\"}}\n";
+const LINE_WITH_KEY: &[u8] = b"{\"input\":{\"do\":\"nothing\"},\"idempotency_key\":\"k\"}\n";
+
+/// `tm enqueue --batch -`, of which a first line has been answered.
+fn batch(home: &Home) -> Child {
+    let mut command = home.command(&["enqueue", "tick", "--batch", "-"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.as_mut().unwrap().write_all(LINE).unwrap();
+    let mut reply = [0];
+    while reply != *b"\n" {
+        child.stdout.as_mut().unwrap().read_exact(&mut reply).unwrap();
+    }
+    child
+}
+
+#[test]
+fn commands_give_up_on_a_supervisor_that_answers_nobody_and_say_what_is_in_doubt() {
+    let home = ticking("shared");
+    let mut pool = Supervisor::start(&home, &[]);
+    home.enqueue("tick.yaml", r#"{"do":"nothing"}"#, &[]);
+    let (mut with_key, mut without) = (batch(&home), batch(&home));
+    let pid = pool.pid();
+    pool.signal(Signal::STOP);
+    with_key.stdin.as_mut().unwrap().write_all(LINE_WITH_KEY).unwrap();
+    without.stdin.as_mut().unwrap().write_all(LINE).unwrap();
+    let start =
+        |arguments: &[&str]| home.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let asked: [(Child, &[&str]); 6] = [
+        (start(&["queue", "stats"]), &["kill -CONT"]),
+        // The variables of the flow are asked for first: nothing is in doubt.
+        (start(&["enqueue", "tick", "-i", "{}"]), &["kill -CONT"]),
+        (start(&["enqueue", "tick.yaml"]), &["not known whether the flow was registered", "nothing was enqueued"]),
+        (start(&["dlq", "requeue", "*", "--all"]), &["some entries may have been taken"]),
+        (with_key, &["not known whether the run was enqueued", "hint: asking again with the same key is safe"]),
+        (without, &["not known whether the run was enqueued", "hint: look: tm queue ls --state all --flow tick"]),
+    ];
+    for (child, words) in asked {
+        let ran = ran(child.wait_with_output().unwrap());
+        ran.refused(4, words);
+        ran.refused(4, &[&format!("the supervisor (pid {pid}) has not answered for 30 s")]);
+        ran.refused(4, &[&format!("waiting for the supervisor (pid {pid}) to answer\n")]);
+        assert!(ran.stdout.is_empty() && ran.stderr.lines().count() == 3, "{ran}");
+    }
+    pool.signal(Signal::CONT);
+    // What was in doubt is done.
+    until("both runs", || (pool.stats().totals.runs_enqueued == 5).then_some(()));
+    pool.stop();
 }

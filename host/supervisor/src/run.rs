@@ -26,7 +26,7 @@ mod start;
 mod supervise;
 mod sweep;
 
-pub use local::{Local, Reader, preview};
+pub use local::{Local, Reader, preview, rehearse};
 pub use once::{Once, run_once};
 pub use reports::report_of;
 pub use supervise::{Ended, Ready, supervise};

@@ -38,7 +38,7 @@ pub struct StepSpec {
     /// An expression; false, none, 0, empty: the step is skipped.
     #[serde(default)]
     pub when: Option<String>,
-    /// An expression that gives a list: one task per item, with `item` and `index` in scope.
+    /// An expression that gives a list: one task per item, with `item` and `index` in scope. A constant that is no list is refused.
     #[serde(default)]
     pub for_each: Option<String>,
     /// Items in flight at once.

@@ -12,6 +12,7 @@ use alloc::{
 
 use crate::{
     flow::{
+        advance::kind,
         evaluate::{Evaluate, EvaluateFault},
         names::shorten,
         order::cycles,
@@ -146,7 +147,15 @@ fn check_step(
         scope.expression(faults, &format!("{path}.when"), expression);
     }
     if let Some(expression) = &step.for_each {
-        scope.expression(faults, &format!("{path}.for_each"), expression);
+        let path = format!("{path}.for_each");
+        // A number or another constant is a sound expression, and is met by every run.
+        match serde_json::from_str::<serde_json::Value>(expression) {
+            Ok(constant) if !constant.is_array() => {
+                let hint = "name a list, as in: input.items".to_owned();
+                faults.add(path, format!("for_each gives {} where a list is needed", kind(&constant)), Some(hint));
+            }
+            _ => scope.expression(faults, &path, expression),
+        }
     }
     if let Some(input) = &step.input {
         scope.template(faults, &format!("{path}.input"), input, 0);

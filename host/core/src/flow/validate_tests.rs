@@ -53,6 +53,22 @@ fn a_sound_flow_has_no_faults() {
 }
 
 #[test]
+fn a_constant_that_is_no_list_has_no_items() {
+    let messages = |for_each: &str| {
+        let steps = json!([{"id": "a", "component": "x", "for_each": for_each, "needs": ["nope"]}]);
+        faults(steps).into_iter().map(|(path, message)| format!("{path}: {message}")).collect::<Vec<_>>()
+    };
+    let needs = "steps[0].needs[0]: needs unknown step 'nope'";
+    for (constant, what) in [("3", "a number"), (" true", "a boolean"), ("\"x\"", "a string"), ("{}", "an object")] {
+        let for_each = format!("steps[0].for_each: for_each gives {what} where a list is needed");
+        assert_eq!(messages(constant), [needs, &for_each], "{constant}");
+    }
+    for list in ["[1, 2]", "input.items", "range(3)"] {
+        assert_eq!(messages(list), [needs], "{list}");
+    }
+}
+
+#[test]
 fn all_faults_are_named_at_once_each_with_its_path() {
     let found = paths(json!([
         {"id": "../a", "component": " ", "needs": ["nope"], "max_parallel": 0,

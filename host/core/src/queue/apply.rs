@@ -355,6 +355,7 @@ impl State {
             let (place, found, indexes) = self.open_task(task)?;
             // A start that was never made leaves no attempt behind; a refused lease ends here too.
             end_attempt(found, dead.attempt, at, "dead", Some(&dead.code), dead.usage);
+            letter.attempt = letter.attempt.max(found.attempt);
             found.failures = found.failures.saturating_add(u32::from(dead.last_code.is_some()));
             letter.failures = found.failures;
             indexes.set_phase(place, found, Phase::Dead(Box::new(letter)));

@@ -224,7 +224,7 @@ pub struct RetryScheduled {
 pub struct Dead {
     #[serde(rename = "k")]
     pub task: TaskRef,
-    /// 0 when no attempt was made (a template that failed).
+    /// The one that ended with it; 0 when none did (a template that failed, a run over its time while the task waited).
     #[serde(rename = "a")]
     pub attempt: Attempt,
     pub entry: String,

@@ -17,6 +17,7 @@ use crate::{
     json::{Json, Payload},
     queue::{
         decide::error_of,
+        indexes::each_task,
         results::{DamagedResult, Ended},
         run::{AttemptRecord, Letter, Phase, Run, StepRun, Task, TaskEnd},
         state::State,
@@ -347,7 +348,8 @@ pub fn run_end(ended: Ended<'_>, id: RunId, blobs: &dyn Blobs) -> Result<Option<
             return Ok(None);
         }
         let error = run.letters().next().map(|(_, letter)| error_of(letter));
-        return Ok(Some(RunEnd { run_id: id, status: run.state, output: None, exec_ms: 0, error }));
+        let exec_ms = exec_us(run).div_ceil(1000);
+        return Ok(Some(RunEnd { run_id: id, status: run.state, output: None, exec_ms, error }));
     }
     let Some(found) = ended.run(id) else { return Ok(None) };
     let run = found.map_err(|damaged| Box::new(damaged_result(id, &damaged)))?;
@@ -363,6 +365,17 @@ pub fn run_end(ended: Ended<'_>, id: RunId, blobs: &dyn Blobs) -> Result<Option<
     };
     let output = run.output.as_ref().and_then(|output| read(output, blobs));
     Ok(Some(RunEnd { run_id: id, status: run.state, output, exec_ms: run.exec_ms, error }))
+}
+
+/// What the last attempts of a run's tasks took together so far, as the record of its end would say.
+fn exec_us(run: &Run) -> u64 {
+    let done = run.steps.iter().map(|step| match step {
+        StepRun::Done(done) => done.tasks.iter().map(|end| end.last.usage.exec_us).sum(),
+        _ => 0,
+    });
+    let mut exec_us: u64 = done.sum();
+    each_task(run, |_, task| exec_us += task.attempts.last().map_or(0, |last| last.usage.exec_us));
+    exec_us
 }
 
 fn read(payload: &Payload, blobs: &dyn Blobs) -> Option<Json> {

@@ -1,22 +1,30 @@
 //! The client's side of `tm.sock`, blocking: for the command line.
 
 use std::{
-    io::{self, BufRead, BufReader, IoSlice, Write},
+    io::{self, BufRead, BufReader, IoSlice},
     mem::MaybeUninit,
     os::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream,
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::{
+    event::PollFlags,
+    io::Errno,
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+};
 use tm_core::{
     api::{Reply, Request},
     limits::{API_LINE_MAX_BYTES, PACKET_MAX_FDS},
 };
 
-use super::listen::{self, SOCKET_NAME};
+use super::{
+    listen::{self, SOCKET_NAME},
+    patience::{GIVE_UP, Patience},
+};
 
 /// Requests ahead of their answers; below what the supervisor takes of one connection, so that it always reads.
 const PIPELINED_MAX: usize = 512;
@@ -38,6 +46,9 @@ pub enum ClientError {
     /// It is not known whether the request was carried out.
     #[error("the supervisor closed the connection before it answered")]
     Closed,
+    /// It is stopped, or waits for its disk, and answers nobody: it is not known whether it will do what it was asked.
+    #[error("the supervisor of {} has not answered for {seconds} s", queue_dir.display())]
+    Silent { queue_dir: PathBuf, seconds: u64 },
     #[error("the connection to the supervisor failed: {0}")]
     Io(#[from] io::Error),
     #[error("the request has {size_bytes} bytes, at most {API_LINE_MAX_BYTES} are allowed")]
@@ -52,17 +63,24 @@ pub enum ClientError {
 #[derive(Debug)]
 pub struct Client {
     stream: BufReader<UnixStream>,
+    queue_dir: PathBuf,
+    patience: Patience,
 }
 
 impl Client {
     /// Connects to the supervisor of a queue.
     ///
     /// # Errors
-    /// [`ClientError::NotRunning`], [`ClientError::StaleSocket`], or what the system said.
+    /// [`ClientError::NotRunning`], [`ClientError::StaleSocket`], [`ClientError::Silent`], or what the system said.
     pub fn connect(queue_dir: &Path) -> Result<Self, ClientError> {
         match listen::connect(queue_dir) {
-            Ok(stream) => Ok(Self { stream: BufReader::with_capacity(64 * 1024, stream) }),
+            Ok(stream) => Ok(Self {
+                stream: BufReader::with_capacity(64 * 1024, stream),
+                queue_dir: queue_dir.to_owned(),
+                patience: Patience::default(),
+            }),
             Err(error) => Err(match error.kind() {
+                io::ErrorKind::WouldBlock => silent(queue_dir, GIVE_UP),
                 io::ErrorKind::NotFound => ClientError::NotRunning { queue_dir: queue_dir.to_owned() },
                 io::ErrorKind::ConnectionRefused => ClientError::StaleSocket { queue_dir: queue_dir.to_owned() },
                 _ => ClientError::Connect { path: queue_dir.join(SOCKET_NAME), source: error },
@@ -70,10 +88,15 @@ impl Client {
         }
     }
 
-    /// One request and its answer.
+    /// Has `notice` called, with the queue's folder, the first time that the supervisor answers nobody for a while.
+    pub fn on_silence(&mut self, notice: fn(&Path)) {
+        self.patience.notice = notice;
+    }
+
+    /// One request and its answer. May take as long as the supervisor lives and answers others.
     ///
     /// # Errors
-    /// When the connection fails; a refusal is an answer ([`Reply::Error`]).
+    /// When the connection fails, or nobody is answered for 30 s; a refusal is an answer ([`Reply::Error`]).
     pub fn call(&mut self, request: &Request) -> Result<Reply, ClientError> {
         self.call_with(request, &[])
     }
@@ -142,9 +165,9 @@ impl Client {
                 sent += 1;
             }
             if !batch.is_empty() {
-                match self.stream.get_mut().write_all(&batch) {
+                match self.write(&batch) {
                     // The answers to what was taken can still be read, and then why there are no more.
-                    Err(error) if is_closed(&error) => {}
+                    Err(ClientError::Io(error)) if is_closed(&error) => {}
                     written => written?,
                 }
                 batch.clear();
@@ -172,31 +195,73 @@ impl Client {
     }
 
     fn send(&mut self, line: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
-        let stream = self.stream.get_mut();
         let mut rest = line;
         for group in fds.chunks(PACKET_MAX_FDS) {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PACKET_MAX_FDS))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            control.push(SendAncillaryMessage::ScmRights(group));
             // Descriptors travel with at least one byte; a request is longer than it has groups.
-            let count = sendmsg(stream.as_fd(), &[IoSlice::new(&rest[..1])], &mut control, SendFlags::NOSIGNAL)
-                .map_err(io::Error::from)?;
+            let count = self.send_some(&rest[..1], group)?;
             rest = &rest[count..];
         }
-        Ok(stream.write_all(rest)?)
+        self.write(rest)
+    }
+
+    fn write(&mut self, mut rest: &[u8]) -> Result<(), ClientError> {
+        while !rest.is_empty() {
+            let count = self.send_some(rest, &[])?;
+            rest = &rest[count..];
+        }
+        Ok(())
+    }
+
+    /// Sends what the connection takes, at least a byte. Returns how many bytes.
+    fn send_some(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, ClientError> {
+        loop {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PACKET_MAX_FDS))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !fds.is_empty() {
+                control.push(SendAncillaryMessage::ScmRights(fds));
+            }
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            match sendmsg(self.stream.get_ref(), &[IoSlice::new(bytes)], &mut control, flags) {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => self.wait(PollFlags::OUT)?,
+                sent => return Ok(sent.map_err(io::Error::from)?),
+            }
+        }
+    }
+
+    fn wait(&mut self, wanted: PollFlags) -> Result<(), ClientError> {
+        if self.patience.wait(self.stream.get_ref().as_fd(), wanted, &self.queue_dir)? {
+            return Ok(());
+        }
+        Err(silent(&self.queue_dir, self.patience.give_up))
     }
 
     fn receive(&mut self) -> Result<Reply, ClientError> {
         let mut line = Vec::new();
-        self.stream.read_until(b'\n', &mut line)?;
-        if line.last() != Some(&b'\n') {
-            return Err(ClientError::Closed);
+        while line.last() != Some(&b'\n') {
+            if self.stream.buffer().is_empty() {
+                self.wait(PollFlags::IN)?;
+            }
+            let some = match self.stream.fill_buf() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                some => some?,
+            };
+            if some.is_empty() {
+                return Err(ClientError::Closed);
+            }
+            let taken = memchr::memchr(b'\n', some).map_or(some.len(), |end| end + 1);
+            line.extend_from_slice(&some[..taken]);
+            self.stream.consume(taken);
         }
         match serde_json::from_slice(&line).map_err(ClientError::Answer)? {
             Reply::Stopping => Err(ClientError::NotTaken),
             reply => Ok(reply),
         }
     }
+}
+
+fn silent(queue_dir: &Path, silence: Duration) -> ClientError {
+    ClientError::Silent { queue_dir: queue_dir.to_owned(), seconds: silence.as_secs() }
 }
 
 fn is_closed(error: &io::Error) -> bool {

@@ -16,8 +16,11 @@ use std::{
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, sockopt},
 };
 use tm_core::id::Digest;
+
+use super::patience::GIVE_UP;
 
 pub const SOCKET_NAME: &str = "tm.sock";
 const RUNTIME_FOLDER: &str = "tm";
@@ -70,15 +73,15 @@ fn bind_or_else(
 /// [`ListenError::Live`].
 pub fn refuse_live(queue_dir: &Path) -> Result<(), ListenError> {
     match connect(queue_dir) {
-        Ok(_) => Err(ListenError::Live { path: queue_dir.join(SOCKET_NAME) }),
-        Err(_) => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Ok(()),
+        Ok(_) | Err(_) => Err(ListenError::Live { path: queue_dir.join(SOCKET_NAME) }),
     }
 }
 
 /// Connects to the queue's socket.
 ///
 /// # Errors
-/// `NotFound`: there is none. `ConnectionRefused`: it is stale.
+/// `NotFound`: there is none. `ConnectionRefused`: it is stale. `WouldBlock`: it took no connection for 30 s.
 pub fn connect(queue_dir: &Path) -> io::Result<UnixStream> {
     connect_or_else(queue_dir, runtime_dir().as_deref())
 }
@@ -151,7 +154,13 @@ impl Place {
     }
 
     fn connect(&self) -> io::Result<UnixStream> {
-        self.at_address(|address| UnixStream::connect(address))
+        self.at_address(|address| {
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+            // Where as many wait as the listener allows, connect(2) waits too.
+            sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(GIVE_UP))?;
+            rustix::net::connect(&socket, &SocketAddrUnix::new(address)?)?;
+            Ok(UnixStream::from(socket))
+        })
     }
 
     /// Runs with an address that fits: the path itself, or through a descriptor of the folder.

@@ -9,6 +9,7 @@ pub mod edge;
 pub mod fair;
 mod lines;
 pub mod listen;
+mod patience;
 pub mod pid_file;
 mod requests;
 pub mod signals;

@@ -8,9 +8,13 @@ use crate::daemon::{
 };
 use std::{
     fs::File,
-    io::Read,
-    sync::{Arc, Mutex, mpsc},
-    time::Duration,
+    io::{Read, Write as _},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+        mpsc,
+    },
+    time::{Duration, Instant},
 };
 use tm_core::api::{DlqOutcome, ErrorKind, RegisterRequest};
 
@@ -313,6 +317,49 @@ fn a_supervisor_that_dies_leaves_in_doubt_only_what_it_had_read() {
     let mut waiting = Client::connect(folder.path()).unwrap();
     drop(listener);
     assert!(matches!(waiting.call(&show(1)), Err(ClientError::NotTaken)));
+}
+
+#[test]
+fn a_supervisor_that_answers_nobody_is_given_up() {
+    static NOTICES: AtomicUsize = AtomicUsize::new(0);
+    let folder = tempfile::tempdir().unwrap();
+    let _listener = listen::bind(folder.path()).unwrap();
+    // A small request waits for its answer, a large one for its sending.
+    for size_bytes in [1, 4 * 1024 * 1024] {
+        let mut client = Client::connect(folder.path()).unwrap();
+        client.on_silence(|_| {
+            NOTICES.fetch_add(1, SeqCst);
+        });
+        let (quiet, give_up) = (Duration::from_millis(10), Duration::from_millis(1_000));
+        client.patience = Patience { quiet, give_up, ..client.patience };
+        let begun = Instant::now();
+        let ended = client.call(&show("x".repeat(size_bytes)));
+        assert!(matches!(ended, Err(ClientError::Silent { seconds: 1, .. })), "{ended:?}");
+        assert!(begun.elapsed() >= give_up);
+    }
+    assert_eq!(NOTICES.load(SeqCst), 2);
+}
+
+#[test]
+fn a_supervisor_that_answers_others_is_waited_for() {
+    let case = Case::new();
+    let mut client = case.client();
+    client.on_silence(|_| panic!("it answers"));
+    // What the supervisor may take for an answer to others: long enough for a slow machine.
+    let give_up = Duration::from_secs(2);
+    client.patience = Patience { quiet: give_up, give_up, ..client.patience };
+    let asked = std::thread::spawn(move || client.call(&show(1)));
+    let first = case.call();
+    let begun = Instant::now();
+    while begun.elapsed() < give_up * 2 {
+        match case.next() {
+            Incoming::Call(call) => case.edge.answer([(call.ticket, pong(0))]),
+            Incoming::Closed { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    case.edge.answer([(first.ticket, pong(1))]);
+    assert_eq!(pid_of(&asked.join().unwrap().unwrap()), 1);
 }
 
 #[test]

@@ -58,7 +58,7 @@ struct Known {
 pub(super) struct Catalogue {
     watched: WatchedCeilings,
     /// Those that `denied` was made from.
-    ceilings: Ceilings,
+    ceilings: Arc<Ceilings>,
     store: PathBuf,
     flows: BTreeMap<FlowNo, Known>,
     components: BTreeMap<ComponentKey, Component>,
@@ -67,7 +67,7 @@ pub(super) struct Catalogue {
 
 impl Catalogue {
     pub(super) fn new(mut watched: WatchedCeilings, store: &Path) -> Self {
-        let ceilings = watched.current().clone();
+        let ceilings = Arc::new(watched.current().clone());
         let (flows, components, specs) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Self { watched, ceilings, store: store.to_owned(), flows, components, specs }
     }
@@ -92,12 +92,27 @@ impl Catalogue {
     /// Holds every step against the ceiling again when the configuration changed: a revocation reaches runs in flight.
     pub(super) fn refresh(&mut self) {
         let now = self.watched.current();
-        if *now == self.ceilings {
+        if *now == *self.ceilings {
             return;
         }
-        self.ceilings = now.clone();
+        self.ceilings = Arc::new(now.clone());
         for known in self.flows.values_mut() {
             known.denied = denied(&self.ceilings, &known.tenant, &known.def);
+        }
+    }
+
+    /// The ceilings in force.
+    pub(super) fn ceilings(&self) -> Arc<Ceilings> {
+        Arc::clone(&self.ceilings)
+    }
+
+    /// Why the ceiling refuses steps of a flow, on a line each; none when it refuses none.
+    pub(super) fn excesses(&self, no: FlowNo, flow: &Registered) -> Option<String> {
+        let listed = |denied: &[Option<String>]| denied.iter().flatten().cloned().reduce(|all, one| all + "\n" + &one);
+        match self.flows.get(&no) {
+            Some(known) => listed(&known.denied),
+            // The first turn has not told of it yet.
+            None => listed(&denied(&self.ceilings, &flow.tenant, &flow.def)),
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tm_core::{
-    api::{Reply, Request},
+    api::{ApiError, Reply, Request},
     flow::advance::Blobs,
     id::Digest,
     json::Json,
@@ -26,10 +26,12 @@ use super::{
     answers::{Asked, answer},
     open::Life,
     payloads::StoredBlobs,
+    private::Private,
     session::Session,
 };
 use crate::{
     clock::{Clock, Moved},
+    config::Fsync,
     daemon::{ApiCall, Incoming},
     evaluate::MiniJinja,
     store::{
@@ -239,6 +241,28 @@ pub fn preview(
         Effect::Reply { reply, .. } => Some(reply),
         _ => None,
     }))
+}
+
+/// The refusal of requests that would be the first ones of a queue; none when all are taken. They are made to a queue in
+/// memory, so that what is refused makes no folder. `components` belong to the first request.
+///
+/// # Errors
+/// When they cannot be made.
+pub fn rehearse(
+    options: &Options,
+    requests: Vec<Request>,
+    mut components: Vec<OwnedFd>,
+) -> Result<Option<ApiError>, RunError> {
+    let private = Private::make()?;
+    let mut options = Options { roots: private.roots(), ..options.clone() };
+    options.settings.queue.fsync = Fsync::Never;
+    let mut local = Local::open(&options)?;
+    for request in requests {
+        if let Reply::Error(error) = local.call(request, std::mem::take(&mut components))? {
+            return Ok(Some(error));
+        }
+    }
+    Ok(None)
 }
 
 /// Before a folder is made or a lock names this process.

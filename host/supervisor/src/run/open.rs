@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tm_core::time::Millis;
+use tm_core::{limits::Limits, time::Millis};
 
 use super::{
     Happening, Options, RunError,
@@ -40,7 +40,7 @@ use crate::{
         Isolation, Pool, PoolSettings,
         child::{Program, Spawner},
         compile::{CompileSettings, Compiler},
-        profile::{WorkerUser, share_mb},
+        profile::{WorkerUser, share_mb, worker_mb},
     },
 };
 
@@ -127,7 +127,7 @@ impl<D: Disk> Session<D> {
         let mut session = Self {
             turn,
             house,
-            registrar: Registrar::start(settings, inspect, blobs, happenings.clone())?,
+            registrar: Registrar::start(settings, inspect, blobs, happenings.clone(), life)?,
             movers: Lane::start("tm-movers").map_err(RunError::Thread)?,
             ending: BTreeMap::new(),
             backend,
@@ -210,6 +210,16 @@ pub(super) fn refuse_too_little_memory(settings: &Settings, needs_mb: u64) -> Re
         return Err(RunError::NoMemory { memory_max: settings.workers.memory_max, num, share_mb, needs_mb });
     }
     Ok(())
+}
+
+/// What a step of these limits needs that no worker has; none when one can run it.
+pub(super) fn fits_no_worker(settings: &Settings, limits: &Limits) -> Option<String> {
+    let (num, needs_mb) = (settings.workers.num, worker_mb(limits.memory_mb, limits.stack_kb));
+    let share_mb = share_mb(memory_max_bytes(settings), num);
+    let most = settings.workers.memory_max;
+    (share_mb < needs_mb).then(|| {
+        format!("a worker of {needs_mb} MiB: workers.memory_max ({most}) leaves {share_mb} MiB for each with workers.num = {num}")
+    })
 }
 
 /// The machine's memory, or the control group's when that is less.

@@ -11,13 +11,19 @@ use std::{
 use tm_core::{
     api::{ApiError, ErrorKind, RegisterRequest},
     code,
+    flow::spec::FlowDef,
     id::Digest,
     queue::effect::{Input, Ticket},
 };
 
-use super::{Happening, RunError, jobs::Lane, payloads::StoredBlobs};
+use super::{
+    Happening, RunError,
+    jobs::Lane,
+    open::{Life, fits_no_worker},
+    payloads::StoredBlobs,
+};
 use crate::{
-    config::{Settings, ceiling::DEFAULT_TENANT},
+    config::{Ceilings, Settings, ceiling::DEFAULT_TENANT},
     deploy::{self, Inspect, KnownFiles, Opened, Resolved, Source},
     evaluate::MiniJinja,
     store::disk::Disk,
@@ -31,6 +37,7 @@ struct Bench<D: Disk> {
     blobs: Mutex<StoredBlobs<D>>,
     evaluate: MiniJinja,
     known: Mutex<KnownFiles>,
+    life: Life,
 }
 
 pub(super) struct Registrar<D: Disk> {
@@ -45,6 +52,7 @@ impl<D: Disk> Registrar<D> {
         inspect: Arc<dyn Inspect + Send + Sync>,
         blobs: StoredBlobs<D>,
         happenings: Sender<Happening>,
+        life: Life,
     ) -> Result<Self, RunError> {
         let bench = Bench {
             settings: settings.clone(),
@@ -52,24 +60,32 @@ impl<D: Disk> Registrar<D> {
             blobs: Mutex::new(blobs),
             evaluate: MiniJinja::new(),
             known: Mutex::default(),
+            life,
         };
         Ok(Self { bench: Arc::new(bench), lane: Lane::start("tm-register").map_err(RunError::Thread)?, happenings })
     }
 
-    /// Resolves a flow on the registrar's thread; [`Happening::Registered`] brings the outcome.
-    pub(super) fn give(&self, ticket: Ticket, request: RegisterRequest, components: Vec<OwnedFd>) {
+    /// Resolves a flow on the registrar's thread, below the ceilings in force; [`Happening::Registered`] brings the outcome.
+    pub(super) fn give(
+        &self,
+        ticket: Ticket,
+        request: RegisterRequest,
+        components: Vec<OwnedFd>,
+        ceilings: Arc<Ceilings>,
+    ) {
         self.on_lane(ticket, move |bench| {
             let path = Path::new(&request.path);
             let components: Vec<_> = components.into_iter().map(|fd| Ok(File::from(fd))).collect();
             let (tenant, text) = (request.tenant.as_str(), request.text.as_str());
-            bench.register(ticket, &Source { tenant, text, path, shown: path, components: &components })
+            let source = Source { tenant, text, path, shown: path, components: &components };
+            bench.register(ticket, &source, &ceilings, bench.life == Life::Supervisor)
         });
     }
 
     /// As [`Registrar::give`], for a file that this process opens itself: of the default tenant.
-    pub(super) fn give_file(&self, ticket: Ticket, path: PathBuf) {
+    pub(super) fn give_file(&self, ticket: Ticket, path: PathBuf, ceilings: Arc<Ceilings>) {
         self.on_lane(ticket, move |bench| match Opened::open(&path, &bench.evaluate) {
-            Ok(opened) => bench.register(ticket, &opened.source(DEFAULT_TENANT)),
+            Ok(opened) => bench.register(ticket, &opened.source(DEFAULT_TENANT), &ceilings, false),
             Err(error) => Err(failed(ErrorKind::Invalid, None, format!("{}: {error}", path.display()))),
         });
     }
@@ -87,10 +103,10 @@ impl<D: Disk> Registrar<D> {
 type Registration = Result<Input, Box<ApiError>>;
 
 impl<D: Disk> Bench<D> {
-    fn register(&self, ticket: Ticket, source: &Source<'_>) -> Registration {
+    /// `must_fit`: a flow of which a step fits no worker is refused; else that is a warning.
+    fn register(&self, ticket: Ticket, source: &Source<'_>, ceilings: &Ceilings, must_fit: bool) -> Registration {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let ceilings = &self.settings.ceilings;
-        let Resolved { def, warnings, components } =
+        let Resolved { def, mut warnings, components } =
             deploy::resolve(source, &self.settings, ceilings, &self.evaluate, &mut known, &*self.inspect).map_err(
                 |error| {
                     // What was inspected for a refused flow is known without its bytes being kept.
@@ -99,11 +115,24 @@ impl<D: Disk> Bench<D> {
                 },
             )?;
         // Component bytes are kept like payloads: synced before the event that names them (I10).
-        if let Err(error) = self.keep(&components) {
+        if let Err(error) = self.fit(&def, must_fit, &mut warnings).and_then(|()| self.keep(&components)) {
             components.keys().for_each(|digest| known.forget(*digest));
             return Err(error);
         }
         Ok(Input::Register { ticket, tenant: source.tenant.to_owned(), def: Box::new(def), warnings })
+    }
+
+    fn fit(&self, def: &FlowDef, must_fit: bool, warnings: &mut Vec<String>) -> Result<(), Box<ApiError>> {
+        for step in &def.steps {
+            let Some(why) = fits_no_worker(&self.settings, &step.limits) else { continue };
+            let message = format!("flow '{}': step '{}' needs {why}", def.id, step.id);
+            if must_fit {
+                let hint = "lower its memory_mb, raise workers.memory_max, or start fewer workers".to_owned();
+                return Err(Box::new(ApiError { hint: Some(hint), ..*failed(ErrorKind::Invalid, None, message) }));
+            }
+            warnings.push(message);
+        }
+        Ok(())
     }
 
     fn keep(&self, components: &BTreeMap<Digest, OwnedFd>) -> Result<(), Box<ApiError>> {

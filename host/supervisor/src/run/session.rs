@@ -8,7 +8,8 @@ use std::{
 };
 
 use tm_core::{
-    api::{Counters, Reply, Request},
+    api::{ApiError, Counters, ErrorKind, Reply, Request},
+    code,
     id::WorkerId,
     json::{Json, Payload},
     limits::{INPUT_MAX_BYTES, INPUTS_PER_TURN_MAX},
@@ -113,7 +114,10 @@ impl<D: Disk> Session<D> {
         while inputs.len() < INPUTS_PER_TURN_MAX
             && let Some(input) = self.reports.pop_front().or_else(|| self.requests.pop())
         {
-            inputs.push_back(input);
+            match self.refused(&input) {
+                None => inputs.push_back(input),
+                Some(refused) => self.house.replies.push(refused),
+            }
         }
         let deadline = self.turn.turn(now, &mut inputs, &mut self.house)?;
         for (ticket, request) in std::mem::take(&mut self.reads) {
@@ -159,6 +163,17 @@ impl<D: Disk> Session<D> {
         }
     }
 
+    /// An enqueue of a flow that was registered under another ceiling: as registering it now would be refused.
+    fn refused(&self, input: &Input) -> Option<(Ticket, Reply)> {
+        let Input::Enqueue { ticket, request, .. } = input else { return None };
+        let no = self.turn.state.latest_flow(&request.tenant, &request.flow)?;
+        let message = self.house.catalogue.excesses(no, self.turn.state.flows.get(&no)?)?;
+        let hint =
+            format!("flow '{}' was registered when the configuration allowed it; nothing was enqueued", request.flow);
+        let (kind, code) = (ErrorKind::Invalid, Some(code::CAPABILITY_DENIED.to_owned()));
+        Some((*ticket, Reply::Error(ApiError { kind, code, message, hint: Some(hint), retry_after_ms: None })))
+    }
+
     fn call(&mut self, call: ApiCall) {
         let ApiCall { ticket, request, fds, .. } = call;
         let connection = connection_of(ticket);
@@ -173,7 +188,10 @@ impl<D: Disk> Session<D> {
                 };
                 self.requests.push(connection, Input::Enqueue { ticket, request, input });
             }
-            Request::Register(request) => self.registrar.give(ticket, *request, fds),
+            Request::Register(request) => {
+                self.house.catalogue.refresh();
+                self.registrar.give(ticket, *request, fds, self.house.catalogue.ceilings());
+            }
             Request::Cancel { id } => self.requests.push(connection, Input::Cancel { ticket, id }),
             Request::ForgetKey { tenant, flow, key } => {
                 self.requests.push(connection, Input::ForgetKey { ticket, tenant, flow, key });

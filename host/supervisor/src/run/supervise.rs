@@ -242,7 +242,7 @@ impl<D: Disk> Loop<'_, D> {
         let (mut not_loaded, mut waiting) = (Vec::new(), BTreeSet::new());
         // Tickets of connection 0 are the shell's own.
         for (file, number) in files.into_iter().zip(1u64..) {
-            self.session.registrar.give_file(Ticket(number), file);
+            self.session.registrar.give_file(Ticket(number), file, self.session.house.catalogue.ceilings());
             waiting.insert(Ticket(number));
         }
         while !waiting.is_empty() && self.session.signal.is_none() {

@@ -1,6 +1,6 @@
 //! `tm queue verify`: what opening, recovery and repair would do, told and not done (I12).
 
-use std::ops::ControlFlow;
+use std::{collections::BTreeSet, ops::ControlFlow};
 
 use serde::{Serialize, Serializer};
 use tm_core::{
@@ -19,7 +19,7 @@ use super::{
     log::LogError,
     meta::{META, Meta, Opened, opened},
     recover::{self, Found, Recovery},
-    results::{self, DamagedResults, ResultStore},
+    results::{self, DamagedResults, ResultStore, Tail},
     segment::{self, Index},
 };
 
@@ -129,7 +129,12 @@ pub(super) fn look<D: Disk>(disk: &D) -> Result<(Report, Vec<DlqEntry>), LogErro
         let (file, offset, bytes) = (damaged.file.clone(), damaged.offset, damaged.bytes);
         actions.push(Action::KeepAside { file, offset, bytes });
     }
-    actions.extend(results.rebuilt().map(|no| Action::RebuildIndex { file: disk.shown(&results::index_path(no)) }));
+    let mut rebuilt: BTreeSet<u64> = results.rebuilt().collect();
+    for Tail { segment, offset, bytes } in results::unfinished(disk, &state.secret, &state.results)? {
+        actions.push(Action::Cut { file: disk.shown(&results::path(segment)), offset, bytes });
+        rebuilt.insert(segment);
+    }
+    actions.extend(rebuilt.iter().map(|&no| Action::RebuildIndex { file: disk.shown(&results::index_path(no)) }));
     let (missing_letters, unwritten) = unwritten_letters(disk, &state);
     let report = Report {
         actions,

@@ -5,7 +5,7 @@
 use std::{
     fs::File,
     io::ErrorKind,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -146,10 +146,7 @@ impl<'a> Session<'a> {
                     }
                 }
                 Way::Writing(local) => {
-                    let own = files.iter().map(|file| file.try_clone().map(Into::into)).collect::<Result<_, _>>();
-                    let own = own
-                        .map_err(|error| Failure::failed(format!("cannot pass the components: {}", reason(&error))))?;
-                    local.send(request.clone(), own)?;
+                    local.send(request.clone(), own(files)?)?;
                     loop {
                         match local.receive()? {
                             Reply::DlqSome(outcomes) => part(outcomes)?,
@@ -203,8 +200,15 @@ impl<'a> Session<'a> {
             ClientError::Closed => {
                 let in_doubt = unanswered.iter().filter(|request| !is_repeatable(request));
                 if let Some(first) = in_doubt.clone().next() {
-                    return Err(in_doubt_failure(first, in_doubt.count()));
+                    return Err(in_doubt_failure("the supervisor died before it answered", first, in_doubt.count()));
                 }
+            }
+            ClientError::Silent { queue_dir, seconds } => {
+                let why = format!("{} has not answered for {seconds} s", supervisor_of(&queue_dir));
+                return Err(match unanswered.iter().find(|request| !is_read(request)) {
+                    Some(first) => in_doubt_failure(&why, first, unanswered.len()),
+                    None => silent_failure(why),
+                });
             }
             error => return Err(error.into()),
         }
@@ -231,27 +235,53 @@ fn is_repeatable(request: &Request) -> bool {
     }
 }
 
-/// A supervisor died with requests that may have been carried out.
-fn in_doubt_failure(first: &Request, count: usize) -> Failure {
+/// Whether nothing changes by it, whenever it is done.
+fn is_read(request: &Request) -> bool {
+    !matches!(request, Request::Register(_) | Request::Enqueue(_)) && is_repeatable(request)
+}
+
+/// Requests may have been carried out, or be carried out yet, and nobody says so.
+fn in_doubt_failure(why: &str, first: &Request, count: usize) -> Failure {
     match first {
+        Request::Register(_) => Failure::busy(format!("{why}: it is not known whether the flow was registered"))
+            .hint("nothing was enqueued, and asking again is safe"),
         Request::Enqueue(first) => {
             let what = if count == 1 { "the run was".to_owned() } else { format!("{count} runs were") };
-            Failure::busy(format!("the supervisor died before it answered: it is not known whether {what} enqueued"))
-                .hint(format!(
+            let again = match &first.idempotency_key {
+                Some(_) => "asking again with the same key is safe".to_owned(),
+                None => format!(
                     "look: tm queue ls --state all --flow {}; with --idempotency-key asking again is safe",
                     first.flow
-                ))
+                ),
+            };
+            Failure::busy(format!("{why}: it is not known whether {what} enqueued")).hint(again)
         }
-        Request::Cancel { id } => {
-            Failure::busy(format!("the supervisor died before it answered: it is not known whether {id} was cancelled"))
-                .hint(format!("look: tm queue show {id}"))
-        }
+        Request::Cancel { id } => Failure::busy(format!("{why}: it is not known whether {id} was cancelled"))
+            .hint(format!("look: tm queue show {id}")),
         Request::DlqRequeue(_) | Request::DlqPurge(_) => {
-            Failure::busy("the supervisor died before it answered: some entries may have been taken")
+            Failure::busy(format!("{why}: some entries may have been taken"))
                 .hint("look: tm dlq ls; asking again is safe")
         }
-        _ => Failure::busy("the supervisor died before it answered: it is not known whether it was done"),
+        _ => Failure::busy(format!("{why}: it is not known whether it was done")),
     }
+}
+
+/// A supervisor that nobody is answered by.
+fn silent_failure(why: String) -> Failure {
+    Failure::busy(why).hint("is it stopped (kill -CONT), or does its disk hang? killing it loses nothing acknowledged")
+}
+
+/// The supervisor of a queue in words, with its process.
+fn supervisor_of(queue_dir: &Path) -> String {
+    match Lock::holder(queue_dir) {
+        Ok(Some(holder)) => format!("the supervisor (pid {})", holder.pid),
+        _ => "the supervisor".to_owned(),
+    }
+}
+
+/// Said on standard error while the answer is waited for.
+fn say_that_it_is_silent(queue_dir: &Path) {
+    eprintln!("waiting for {} to answer", supervisor_of(queue_dir));
 }
 
 fn accepted(reply: Reply) -> Result<Reply, Failure> {
@@ -270,7 +300,10 @@ impl Way {
         loop {
             let patient = begin.elapsed() < START_PATIENCE;
             match Client::connect(queue_dir) {
-                Ok(client) => return Ok(Self::Served(client)),
+                Ok(mut client) => {
+                    client.on_silence(say_that_it_is_silent);
+                    return Ok(Self::Served(client));
+                }
                 Err(ClientError::NotRunning { .. } | ClientError::StaleSocket { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -315,20 +348,10 @@ impl Way {
             let message = format!("no supervisor runs the queue at {}: waiting would never end", queue_dir.display());
             return Err(Failure::busy(message).hint("start one: tm workers start").into());
         }
-        let settings = settings::load(folders.config.as_deref())?;
-        if backend.is_none() && settings.queue.backend == config::Backend::Memory {
+        let options = options(folders)?;
+        if backend.is_none() && options.settings.queue.backend == config::Backend::Memory {
             return Err(memory().into());
         }
-        let options = Options {
-            settings,
-            config: settings::path(folders.config.as_deref()),
-            roots: folders.roots(),
-            runtime: Path::new("flows").to_owned(),
-            runtime_named: false,
-            pid_file: Path::new("tm-workers.pid").to_owned(),
-            worker_user: None,
-            allow_weaker: false,
-        };
         let way = match need {
             Need::Read => Self::Reading(Box::new(Reading { options, reader: None })),
             Need::Change | Need::Create | Need::Wait => match Local::open(&options) {
@@ -348,6 +371,55 @@ impl Way {
         };
         Ok(way)
     }
+}
+
+/// Of a queue that nobody serves.
+fn options(folders: &Folders) -> Result<Options, Failure> {
+    Ok(Options {
+        settings: settings::load(folders.config.as_deref())?,
+        config: settings::path(folders.config.as_deref()),
+        roots: folders.roots(),
+        runtime: Path::new("flows").to_owned(),
+        runtime_named: false,
+        pid_file: Path::new("tm-workers.pid").to_owned(),
+        worker_user: None,
+        allow_weaker: false,
+    })
+}
+
+/// Refuses what would be refused by a queue that is not there yet, before it is made. `files` belong to the first request.
+/// A queue in memory is not made by commands.
+///
+/// # Errors
+/// The refusal.
+pub(crate) fn refuse_before_a_queue_is_made(
+    folders: &Folders,
+    backend: Option<Backend>,
+    requests: Vec<Request>,
+    files: &[File],
+) -> Result<(), Failure> {
+    folders.check()?;
+    if folders.roots().hold_a_queue() || !matches!(Lock::holder(&folders.queue_dir), Ok(None)) {
+        return Ok(());
+    }
+    let options = options(folders)?;
+    let memory = match backend {
+        None => options.settings.queue.backend == config::Backend::Memory,
+        Some(backend) => backend == Backend::Memory,
+    };
+    if memory {
+        return Ok(());
+    }
+    match run::rehearse(&options, requests, own(files)?)? {
+        Some(error) => Err(error.into()),
+        None => Ok(()),
+    }
+}
+
+/// Descriptors of open files to give away.
+fn own(files: &[File]) -> Result<Vec<OwnedFd>, Failure> {
+    let own = files.iter().map(|file| file.try_clone().map(Into::into)).collect::<Result<_, _>>();
+    own.map_err(|error| Failure::failed(format!("cannot pass the components: {}", reason(&error))))
 }
 
 /// Why a queue that had no supervisor could not be opened.
@@ -375,6 +447,7 @@ impl From<ClientError> for Failure {
             ClientError::NotRunning { .. } | ClientError::StaleSocket { .. } => {
                 Self::busy(text).hint("start one: tm workers start")
             }
+            ClientError::Silent { .. } => silent_failure(text),
             ClientError::NotTaken | ClientError::Closed | ClientError::Io(_) => {
                 Self::busy(text).hint("it may have stopped meanwhile; what it had acknowledged is kept")
             }

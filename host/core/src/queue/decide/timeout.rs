@@ -72,7 +72,7 @@ impl Desk<'_> {
         });
         let timeout_ms = self.state.flow_of(run).and_then(|flow| flow.def.run_timeout_ms).unwrap_or(0);
         let message = format!("the run is older than run_timeout_ms ({timeout_ms})");
-        // The attempt that runs ends with it; one that was never started is no attempt.
+        // The attempt that runs ends with it; where none runs, none ends.
         let ended = leased.map_or(0, |(_, attempt)| attempt);
         self.dead(task, ended, code::RUN_TIMEOUT, message, "non_retryable", None, Usage::default());
         if let Some((worker, attempt)) = leased {

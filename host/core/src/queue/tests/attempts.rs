@@ -221,6 +221,27 @@ fn the_history_of_a_task_is_bounded_and_says_what_it_leaves_out() {
 }
 
 #[test]
+fn a_stalled_run_says_how_long_its_steps_took_as_it_does_when_it_has_ended() {
+    let steps = vec![step("a", &[]), step("b", &[]), step("c", &[0])];
+    let mut bench = Bench::new(vec![flow("three", steps)]);
+    let run = bench.enqueue("three");
+    let leases = bench.lease(1, 2);
+    for (lease, outcome) in leases.into_iter().zip([succeeded("1"), failed(Class::Fatal, None)]) {
+        let Lease { worker, task, attempt } = lease;
+        let usage = Usage { exec_us: 1_600, ..Usage::default() };
+        bench.put(Input::Report { from: worker, report: Box::new(Report { task, attempt, outcome, usage }) });
+    }
+    bench.run_all("2");
+    let exec_ms = |bench: &Bench| {
+        let end = crate::queue::view::run_end(bench.ended(), run, &NoBlobs).expect("sound").expect("an end");
+        (end.status, end.exec_ms)
+    };
+    assert_eq!(exec_ms(&bench), (RunState::Stalled, 4));
+    bench.purge(&run.to_string(), true);
+    assert_eq!(exec_ms(&bench), (RunState::Failed, 4));
+}
+
+#[test]
 fn a_dead_task_says_on_one_line_why() {
     let mut bench = bench();
     let run = bench.enqueue("one");

@@ -127,8 +127,19 @@ impl Entries {
         secret: &[u8; 16],
         bad: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, LogError> {
+        Self::scan_from(0, disk, path, secret, bad)
+    }
+
+    /// As [`Entries::scan`], of what stands from `from` on.
+    pub(super) fn scan_from<D: Disk>(
+        from: u64,
+        disk: &D,
+        path: &str,
+        secret: &[u8; 16],
+        bad: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, LogError> {
         let mut entries = Self::default();
-        let mut lines = Lines::open(disk, path)?;
+        let mut lines = Lines::open_at(disk, path, from)?;
         while let Some(line) = lines.next()? {
             let (offset, end) = (line.offset, line.offset + line.bytes.len() as u64 + 1);
             let found = match parse(disk, path, offset, line.bytes)? {

@@ -179,8 +179,8 @@ impl<D: Disk> ResultStore<D> {
         })
     }
 
-    /// Opens them to write: what was left of forgotten segments goes, indexes that were made again are written. All of
-    /// them together are to hold no more than `max_bytes`.
+    /// Opens them to write: what was left of forgotten segments goes, what a crash left unfinished is cut, indexes that were
+    /// made again are written. All of them together are to hold no more than `max_bytes`.
     ///
     /// # Errors
     /// As [`ResultStore::read`].
@@ -189,6 +189,12 @@ impl<D: Disk> ResultStore<D> {
         refuse_newer(&disk)?;
         for (no, _) in list(&disk)?.into_iter().filter(|(no, _)| mark.is_gone(*no)) {
             unlink(&disk, no);
+        }
+        for tail in unfinished(&disk, &secret, mark)? {
+            // Before the log tells of more behind it, of which it would be damage.
+            let file = disk.open(&path(tail.segment), How::Write)?;
+            disk.truncate(&file, tail.offset)?;
+            disk.sync(&file)?;
         }
         let mut store = Self::read(disk, secret, mark)?;
         store.max_bytes = max_bytes;
@@ -283,7 +289,7 @@ impl<D: Disk> ResultStore<D> {
         if let Some(last) = self.closed.last().filter(goes_on) {
             let no = last.no;
             let entries = Entries::scan(&self.disk, &path(no), &self.secret, &mut |_, _| {})?;
-            // What a power loss left behind the last record stays where it is.
+            // Damage behind the last record stays where it is.
             if entries.covered_bytes == last.bytes {
                 let file = self.disk.open(&path(no), How::Write)?;
                 self.closed.pop();
@@ -455,6 +461,33 @@ fn rebuilt<D: Disk>(disk: &D, no: u64, bytes: u64, secret: &[u8; 16]) -> Result<
     })?;
     entries.covered_bytes = bytes;
     Ok(entries.index(no, secret))
+}
+
+/// The end of a results segment that was never finished.
+pub(super) struct Tail {
+    pub(super) segment: u64,
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+}
+
+/// What a crash left behind the last records that it left, as far as the log does not tell of it: opening to write cuts it.
+///
+/// # Errors
+/// When a segment cannot be read, or holds a record of a newer program.
+pub(super) fn unfinished<D: Disk>(disk: &D, secret: &[u8; 16], mark: &ResultsMark) -> Result<Vec<Tail>, LogError> {
+    let mut tails = Vec::new();
+    for (segment, bytes) in list(disk)?.into_iter().filter(|(no, _)| *no >= mark.segment && !mark.is_gone(*no)) {
+        let told_bytes = if segment == mark.segment { mark.bytes } else { 0 };
+        if bytes <= told_bytes {
+            continue;
+        }
+        let entries = Entries::scan_from(told_bytes, disk, &path(segment), secret, &mut |_, _| {})?;
+        let offset = entries.covered_bytes.max(told_bytes);
+        if offset < bytes {
+            tails.push(Tail { segment, offset, bytes: bytes - offset });
+        }
+    }
+    Ok(tails)
 }
 
 /// A stretch of a results segment that is no record, or a segment that is not there.

@@ -175,19 +175,37 @@ fn a_changed_byte_costs_one_result_and_is_named() {
 }
 
 #[test]
-fn what_a_power_loss_left_unfinished_is_no_damage_and_is_not_written_behind() {
+fn what_a_power_loss_left_unfinished_is_cut_and_never_becomes_damage() {
     let disk = MemDisk::default();
     let (store, runs) = filled(&disk, 256 * 1024);
-    let kept = store.mark();
-    drop(store);
-    let mark = ResultsMark { segment: kept.0, bytes: kept.1, ..ResultsMark::default() };
-    let file = disk.open(&path(kept.0), How::Write).unwrap();
-    disk.write_at(&file, kept.1, b"{\"c\":\"0123").unwrap();
-    assert!(damaged(&disk, &SECRET, &mark).unwrap().is_empty());
-    let mut store = open(&disk, &mark, 256 * 1024);
-    check(&store, &runs);
-    store.append([run(2000, None, 1000)].iter().map(line)).unwrap();
-    assert!(store.mark().0 > kept.0, "a segment of its own");
+    let newest = store.mark().0;
+    store.close().unwrap();
+    let whole = |no: u64| read_whole(&disk, &path(no), 1 << 20).unwrap();
+    // What the log tells of: all of the newest segment, some of it, and none of the two newest ones.
+    let half = whole(newest - 1).iter().rposition(|&byte| byte == b'\n').unwrap() as u64;
+    for (segment, bytes) in [(newest, whole(newest).len() as u64), (newest - 1, half + 1), (newest - 2, 0)] {
+        let mark = ResultsMark { segment, bytes, ..ResultsMark::default() };
+        let disk = copied(&disk);
+        for no in segment..=newest {
+            let torn = [whole(no).as_slice(), b"{\"c\":\"0123"].concat();
+            put(&disk, &path(no), &torn);
+        }
+        assert!(damaged(&disk, &SECRET, &mark).unwrap().is_empty());
+        let mut store = open(&disk, &mark, 256 * 1024);
+        check(&store, &runs);
+        // Until the log tells of the next segment.
+        for no in 2000.. {
+            store.append([run(no, None, 1000)].iter().map(line)).unwrap();
+            if store.mark().0 > newest {
+                break;
+            }
+        }
+        let mark = kept(&store);
+        store.close().unwrap();
+        assert_eq!(damaged(&disk, &SECRET, &mark).unwrap(), [], "told of up to byte {bytes} of {segment}");
+        let store = ResultStore::read(disk, SECRET, &mark).unwrap();
+        assert!(store.rebuilt().next().is_none() && store.run(RunId(2000)).unwrap().is_ok());
+    }
 }
 
 #[test]
@@ -443,14 +461,13 @@ fn an_index_that_was_durable_before_its_segment_is_no_witness() {
     store.close().unwrap();
     let mark = ResultsMark { segment: newest - 1, bytes: 1, ..ResultsMark::default() };
     let whole = read_whole(&disk, &path(newest), 1 << 20).unwrap();
-    // Cut inside a record, so that nothing is written behind it.
     put(&disk, &path(newest), &whole[..whole.len() - 9]);
     let mut store = open(&disk, &mark, 256 * 1024);
-    store.append([run(2000, None, 1000)].iter().map(line)).unwrap();
-    let mark = kept(&store);
-    store.close().unwrap();
+    // Nothing more is written to it.
+    store.close_open();
+    let mark = ResultsMark { segment: newest + 1, bytes: 0, ..ResultsMark::default() };
     let missing = damaged(&disk, &SECRET, &mark).unwrap().into_iter().filter(|damaged| damaged.missing_bytes > 0);
-    assert_eq!((mark.segment, missing.count()), (newest + 1, 0));
+    assert_eq!(missing.map(|damaged| damaged.file).collect::<Vec<_>>(), Vec::<String>::new());
 }
 
 /// Their indexes agree by length, and each record is whole.

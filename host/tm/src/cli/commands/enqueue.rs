@@ -12,10 +12,10 @@ use tm_core::{
 
 use crate::cli::{
     args::{EnqueueArgs, EnqueueFlags, Folders},
-    client::{Need, Session},
+    client::{Need, Session, refuse_before_a_queue_is_made},
     commands::{batch, queue_runs},
     exit::{End, Failure, Outcome},
-    flow::{Flow, Known},
+    flow::{Flow, Known, present},
     render, values,
 };
 
@@ -34,6 +34,12 @@ pub(crate) fn one(flow: &str, input: &str, flags: &EnqueueFlags, folders: &Folde
     let tenant = &flags.tenant.tenant;
     let flow = Flow::open(flow, tenant, folders.config.as_deref())?;
     let need = if flags.wait { Need::Wait } else { flow.need() };
+    if let (Need::Create, Flow::File(file)) = (need, &flow) {
+        let known = Known { id: file.id.clone(), env: present(&file.caller_env) };
+        let enqueue = template.clone().request(&known, tenant, input.clone());
+        let requests = vec![Request::Register(Box::new(file.request.clone())), Request::Enqueue(Box::new(enqueue))];
+        refuse_before_a_queue_is_made(folders, flags.backend.queue, requests, &file.components)?;
+    }
     let mut session = Session::open(folders, flags.backend.queue, need)?;
     let known = flow.register(&mut session, tenant)?;
     let request = Request::Enqueue(Box::new(template.request(&known, tenant, input)));
@@ -46,6 +52,10 @@ fn many(args: &EnqueueArgs, lines: &Path) -> Outcome {
     let tenant = &args.flags.tenant.tenant;
     let flow = Flow::open(&args.flow, tenant, args.folders.config.as_deref())?;
     let source = batch::open(lines)?;
+    if let Flow::File(file) = &flow {
+        let register = Request::Register(Box::new(file.request.clone()));
+        refuse_before_a_queue_is_made(&args.folders, args.flags.backend.queue, vec![register], &file.components)?;
+    }
     let mut session = Session::open(&args.folders, args.flags.backend.queue, flow.need())?;
     let known = flow.register(&mut session, tenant)?;
     let done = batch::run(source, &mut session, |line| {
