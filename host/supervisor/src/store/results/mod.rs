@@ -481,13 +481,22 @@ pub(super) fn unfinished<D: Disk>(disk: &D, secret: &[u8; 16], mark: &ResultsMar
         if bytes <= told_bytes {
             continue;
         }
-        let entries = Entries::scan_from(told_bytes, disk, &path(segment), secret, &mut |_, _| {})?;
+        // Where bytes were lost or came to it before, what is told of ends inside a line that may be a record.
+        let from = if begins_a_line(disk, segment, told_bytes)? { told_bytes } else { 0 };
+        let entries = Entries::scan_from(from, disk, &path(segment), secret, &mut |_, _| {})?;
         let offset = entries.covered_bytes.max(told_bytes);
         if offset < bytes {
             tails.push(Tail { segment, offset, bytes: bytes - offset });
         }
     }
     Ok(tails)
+}
+
+fn begins_a_line<D: Disk>(disk: &D, segment: u64, offset: u64) -> Result<bool, LogError> {
+    let Some(before) = offset.checked_sub(1) else { return Ok(true) };
+    let mut byte = [0];
+    let read = disk.read_at(&disk.open(&path(segment), How::Read)?, before, &mut byte)?;
+    Ok(read == 0 || byte == *b"\n")
 }
 
 /// A stretch of a results segment that is no record, or a segment that is not there.

@@ -454,6 +454,19 @@ fn any_changed_byte_of_an_index_is_found_when_all_of_it_is_read() {
 }
 
 #[test]
+fn a_record_in_which_what_the_log_tells_of_ends_is_not_cut() {
+    let disk = MemDisk::default();
+    let (store, runs) = filled(&disk, 256 * 1024);
+    let (segment, bytes) = store.mark();
+    store.close().unwrap();
+    for bytes in [bytes - 1, bytes - 9] {
+        let mark = ResultsMark { segment, bytes, ..ResultsMark::default() };
+        assert!(unfinished(&disk, &SECRET, &mark).unwrap().is_empty());
+        check(&open(&disk, &mark, 256 * 1024), &runs);
+    }
+}
+
+#[test]
 fn an_index_that_was_durable_before_its_segment_is_no_witness() {
     let disk = MemDisk::default();
     let (store, _) = filled(&disk, 256 * 1024);
