@@ -56,8 +56,9 @@ impl Default for Reserve {
 
 /// Finished runs that one turn forgets.
 const EXPIRE_SLICE: usize = 512;
-/// Runs that ended and are in memory before they are written to a results segment.
-const FINISHED_MAX: usize = 256;
+/// Runs that ended and are in memory before the oldest of them are written to a results segment: who waits for a run that
+/// ended just now should find it here.
+const FINISHED_MAX: usize = 1024;
 /// How long until a sync beside the loop is asked after.
 const SYNC_AGAIN_MS: u64 = 2;
 /// Tasks of runs over their time that one turn ends.

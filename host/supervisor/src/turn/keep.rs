@@ -11,6 +11,8 @@ use crate::store::{disk::Disk, log::LogError, results::ResultLine};
 
 /// Live things that one slice of compaction copies.
 const SWEEP_SLICE: usize = 64;
+/// In so many slices all runs that ended and are in memory are written.
+const KEPT_SLICES: usize = 4;
 /// Of runs that ended and are in memory.
 const FINISHED_MAX_BYTES: u64 = 4 * 1024 * 1024;
 /// Runs of an expired results segment that one turn forgets.
@@ -96,11 +98,11 @@ impl<D: Disk> Turn<D> {
         self.state.finished.len() >= self.finished_max || self.state.results_bytes >= FINISHED_MAX_BYTES
     }
 
-    /// Writes runs that ended to a results segment and takes them out of memory, a slice of them. False: no room.
+    /// Writes the oldest runs that ended to a results segment and takes them out of memory, a slice of them. False: no room.
     pub(super) fn keep_results(&mut self) -> Result<bool, LogError> {
-        let flows = &self.state.flows;
-        let kept: Vec<RunId> = self.state.finished.keys().take(self.finished_max).copied().collect();
-        let ended = self.state.finished.values().take(self.finished_max).filter_map(|run| {
+        let (flows, slice) = (&self.state.flows, self.finished_max.div_ceil(KEPT_SLICES));
+        let kept: Vec<RunId> = self.state.finished.keys().take(slice).copied().collect();
+        let ended = self.state.finished.values().take(slice).filter_map(|run| {
             let flow = flows.get(&run.flow)?;
             Some(ResultLine { tenant: &flow.tenant, flow: &flow.def.id, run })
         });
