@@ -1,7 +1,8 @@
 //! What the reliability page promises of a damaged queue directory, tried on every byte of one.
 //!
-//! Every byte of every file is flipped and the log read again; the rest of what `verify` says, and that the queue also
-//! opens, runs and can be repaired, is tried on a sample of the places, and on all of them with `TM_FLIP_ALL=1`.
+//! Bytes of every file are flipped, one at a time, and what is lost and named is looked at: all bytes of the log and of small
+//! files, some of results and of a large blob, and all of them with `TM_FLIP_ALL=1` (minutes). The rest of what `verify` says,
+//! and that the queue also opens, runs and can be repaired, is tried on a sample of the places, a larger one then.
 
 use std::collections::BTreeMap;
 
@@ -15,9 +16,9 @@ use super::{
     verify::{Report, verify},
 };
 
-/// One in so many places, or all of them when that is asked for.
-fn every(places: usize) -> usize {
-    if std::env::var_os("TM_FLIP_ALL").is_some() { 1 } else { places }
+/// One in so many places; in fewer when all are asked for.
+fn every(places: usize, when_all: usize) -> usize {
+    if std::env::var_os("TM_FLIP_ALL").is_some() { when_all } else { places }
 }
 
 /// A segment of the log; the others are of results.
@@ -61,8 +62,8 @@ fn any_flipped_byte_of_a_queue_directory_costs_at_most_its_record_and_is_named()
     for (path, bytes) in &files {
         // A large blob is checked as a whole: its bytes are all alike. So are most of an index of results.
         let step = match path {
-            _ if bytes.len() > 60_000 && !is_log(path) => every(499),
-            _ if path.starts_with("queue/results-") => every(13),
+            _ if bytes.len() > 60_000 && !is_log(path) => every(499, 1),
+            _ if path.starts_with("queue/results-") => every(13, 1),
             _ => 1,
         };
         for place in (0..bytes.len()).step_by(step) {
@@ -75,7 +76,7 @@ fn any_flipped_byte_of_a_queue_directory_costs_at_most_its_record_and_is_named()
                 Some(lines) => check_log(path, place, lines, total, &recover::read(&disk, &mut |_, _| {}).unwrap()),
                 None => check_other(path, place, total, &verify(&disk).unwrap()),
             }
-            if tried.is_multiple_of(every(1013)) {
+            if tried.is_multiple_of(every(1013, 101)) {
                 let report = verify(&disk).unwrap();
                 assert_eq!(report.log, recover::read(&disk, &mut |_, _| {}).unwrap(), "{path} byte {place}");
                 assert_eq!(story(&repair(&disk, true).unwrap()), story(&report), "{path} byte {place}");
