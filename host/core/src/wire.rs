@@ -2,9 +2,8 @@
 //!
 //! A packet (SOCK_SEQPACKET, at most [`crate::limits::PACKET_MAX_BYTES`]) holds messages, one after the other as
 //! [`codec::write`] makes them; the descriptors of all its messages travel with it in the order in which the messages
-//! count them. The first packet to a worker is one
-//! [`Init`]; it answers with [`FromWorker::Ready`] once confined. What a worker sends is hostile input: typed, bounded,
-//! and believed only for leases that this worker holds (I3).
+//! count them. The first packet to a worker is one [`Init`]; it answers with [`FromWorker::Ready`] once confined. What a
+//! worker sends is hostile input: typed, bounded, and believed only for leases that this worker holds (I3).
 
 pub mod codec;
 
