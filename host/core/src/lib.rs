@@ -16,5 +16,6 @@ pub mod json;
 pub mod limits;
 pub mod queue;
 pub mod record;
+pub mod spin;
 pub mod time;
 pub mod wire;

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::io::Errno;
@@ -13,6 +13,7 @@ use tm_core::{
     code,
     id::{Attempt, TaskRef},
     limits::{PACKET_MAX_BYTES, PACKET_MAX_FDS},
+    spin::Spin,
     wire::{
         Confinement, ExecuteInit, Failure, Folder, FolderRole, FromWorker, Outcome, Report, Start, ToWorker, Usage,
         codec,
@@ -176,27 +177,69 @@ async fn serve(
 ) -> Result<(), StartError> {
     // SAFETY: the descriptor is borrowed for the whole life of this future: it is neither closed nor replaced meanwhile.
     let socket = unsafe { AsyncFd::register(socket) }.map_err(|error| StartError::Runtime(error.into()))?;
-    let mut batch = Vec::new();
+    let (mut batch, mut spin, mut idle_since) = (Vec::new(), Spin::default(), Instant::now());
     loop {
-        tokio::select! {
-            biased;
-            _ = reports.recv_many(&mut batch, PACKET_MAX_FDS) => {
-                worker.forget_finished(&batch);
-                send_all(&socket, &mut batch).await?;
-            }
-            guard = socket.readable() => {
-                let mut guard = guard.map_err(StartError::Runtime)?;
-                match receiver.receive(*socket.get_ref()) {
-                    Ok(Some(packet)) => worker.take(packet)?,
-                    Ok(None) => return Ok(()),
-                    Err(PacketError::Socket(Errno::AGAIN)) => guard.clear_ready(),
-                    // The supervisor is gone with unread messages: as good as a closed end.
-                    Err(PacketError::Socket(Errno::CONNRESET)) => return Ok(()),
-                    Err(error) => return Err(error.into()),
+        let waited_us = || u64::try_from(idle_since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        // Nothing else runs on this thread then; who runs here would have to wait for the spin.
+        let is_idle = worker.running.is_empty() && reports.is_empty();
+        let spun =
+            if is_idle { spin.ask(waited_us, || soon(&mut receiver, *socket.get_ref(), &mut worker)) } else { None };
+        let taken = match spun {
+            Some(taken) => taken?,
+            None => tokio::select! {
+                biased;
+                _ = reports.recv_many(&mut batch, PACKET_MAX_FDS) => {
+                    worker.forget_finished(&batch);
+                    send_all(&socket, &mut batch).await?;
+                    idle_since = Instant::now();
+                    continue;
                 }
-            }
+                guard = socket.readable() => {
+                    let mut guard = guard.map_err(StartError::Runtime)?;
+                    let taken = take_packet(&mut receiver, *socket.get_ref(), &mut worker)?;
+                    if taken == Taken::Nothing {
+                        guard.clear_ready();
+                    }
+                    taken
+                }
+            },
+        };
+        match taken {
+            Taken::Nothing => {}
+            Taken::Packet if is_idle => spin.waited(waited_us(), worker.running.len()),
+            Taken::Packet => {}
+            Taken::End => return Ok(()),
         }
     }
+}
+
+/// What the socket gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    Packet,
+    Nothing,
+    /// The supervisor closed its end.
+    End,
+}
+
+fn take_packet(receiver: &mut Receiver, socket: BorrowedFd<'_>, worker: &mut Worker) -> Result<Taken, PacketError> {
+    match receiver.receive(socket) {
+        Ok(Some(packet)) => worker.take(packet).map(|()| Taken::Packet),
+        Err(PacketError::Socket(Errno::AGAIN)) => Ok(Taken::Nothing),
+        // The supervisor is gone, maybe with unread messages: as good as a closed end.
+        Ok(None) | Err(PacketError::Socket(Errno::CONNRESET)) => Ok(Taken::End),
+        Err(error) => Err(error),
+    }
+}
+
+/// As [`take_packet`], where nothing is no answer and gives the processor away.
+fn soon(receiver: &mut Receiver, socket: BorrowedFd<'_>, worker: &mut Worker) -> Option<Result<Taken, PacketError>> {
+    let taken = take_packet(receiver, socket, worker);
+    if matches!(taken, Ok(Taken::Nothing)) {
+        std::thread::yield_now();
+        return None;
+    }
+    Some(taken)
 }
 
 impl Worker {

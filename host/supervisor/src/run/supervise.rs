@@ -10,6 +10,7 @@ use std::{
 use tm_core::{
     api::Reply,
     queue::effect::{Input, Ticket},
+    spin::Spin,
     time::Millis,
 };
 
@@ -126,6 +127,7 @@ struct Loop<'a, D: Disk> {
     keys: KeyFile<D>,
     /// When the loop was last done waiting.
     awake_since: Instant,
+    spin: Spin,
 }
 
 fn serve<D: Disk>(
@@ -146,8 +148,8 @@ fn serve<D: Disk>(
     let listener = listen::bind(socket_folder)?;
     let calls = sender.clone();
     let edge = Edge::start(listener, true, move |incoming| drop(calls.send(Happening::Edge(incoming))))?;
-    let mut running =
-        Loop { options, session, edge, inbox, clock, keys: KeyFile::new(disk), awake_since: Instant::now() };
+    let (keys, awake_since, spin) = (KeyFile::new(disk), Instant::now(), Spin::default());
+    let mut running = Loop { options, session, edge, inbox, clock, keys, awake_since, spin };
     let not_loaded = running.load_folder()?;
     running.wait_for_workers()?;
     let rows = running.session.house.workers();
@@ -201,20 +203,12 @@ impl<D: Disk> Loop<'_, D> {
     /// Takes what happened, or waits for it until `due`.
     fn wait(&mut self, due: Option<Millis>) -> Result<(), RunError> {
         self.session.longest_turn = self.session.longest_turn.max(self.awake_since.elapsed());
-        let first = match due {
-            None => self.inbox.recv().map_err(|_| RunError::Lonely).map(Some)?,
-            Some(due) => {
-                let mut span_ms = due.since(self.clock.now());
-                if !self.session.turn.state.indexes.delayed.is_empty() {
-                    span_ms = span_ms.min(WALL_AGAIN_MS);
-                }
-                match self.inbox.recv_timeout(Duration::from_millis(span_ms)) {
-                    Ok(happening) => Some(happening),
-                    Err(RecvTimeoutError::Timeout) => None,
-                    Err(RecvTimeoutError::Disconnected) => return Err(RunError::Lonely),
-                }
-            }
-        };
+        let span = due.map(|due| {
+            let span_ms = due.since(self.clock.now());
+            let is_delaying = !self.session.turn.state.indexes.delayed.is_empty();
+            Duration::from_millis(if is_delaying { span_ms.min(WALL_AGAIN_MS) } else { span_ms })
+        });
+        let first = if span.is_some_and(|span| span.is_zero()) { None } else { self.next(span)? };
         self.awake_since = Instant::now();
         if let Some(first) = first {
             self.session.take(first)?;
@@ -226,6 +220,31 @@ impl<D: Disk> Loop<'_, D> {
             }
         }
         Ok(())
+    }
+
+    /// The next happening, or none within `span`.
+    fn next(&mut self, span: Option<Duration>) -> Result<Option<Happening>, RunError> {
+        let begun = Instant::now();
+        let waited_us = || u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let soon = self.spin.ask(waited_us, || {
+            let next = self.inbox.try_recv().ok();
+            if next.is_none() {
+                std::thread::yield_now();
+            }
+            next
+        });
+        let next = match (soon, span) {
+            (Some(happening), _) => Ok(happening),
+            (None, None) => self.inbox.recv().map_err(RecvTimeoutError::from),
+            (None, Some(span)) => self.inbox.recv_timeout(span),
+        };
+        let leased = usize::try_from(self.session.turn.state.indexes.leased).unwrap_or(usize::MAX);
+        self.spin.waited(waited_us(), leased);
+        match next {
+            Ok(happening) => Ok(Some(happening)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(RunError::Lonely),
+        }
     }
 
     fn answer(&mut self) {

@@ -29,6 +29,7 @@ use tm_core::{
     api::WorkerRow,
     id::{Attempt, TaskRef, WorkerId},
     queue::lanes::{ProfileNo, Slot, Want},
+    spin::Spin,
     time::Millis,
     wire::{Start, ToWorker},
 };
@@ -97,6 +98,8 @@ impl Pool {
             allow_weaker: settings.allow_weaker,
             share_mb: sizing.share_mb,
             inbox: Inbox::default(),
+            spin: Spin::default(),
+            running: 0,
             links: BTreeMap::new(),
         };
         let (held, receiving) = mpsc::channel();

@@ -17,6 +17,7 @@ use rustix::{
 };
 use tm_core::{
     id::WorkerId,
+    spin::Spin,
     wire::{Confinement, FromWorker},
 };
 
@@ -82,6 +83,9 @@ pub(super) struct Receiver {
     /// One worker's part of `memory_max`.
     pub share_mb: Option<u64>,
     pub inbox: Inbox,
+    pub spin: Spin,
+    /// Steps that run in all workers, when this was last looked at.
+    pub running: usize,
     /// Links that are still listened to.
     pub links: BTreeMap<WorkerId, Arc<Link>>,
 }
@@ -95,16 +99,11 @@ impl Receiver {
     pub(super) fn run(mut self) {
         let mut events = Vec::with_capacity(64);
         loop {
-            let wait = self.watch.wait(self.now()).min(Duration::from_secs(1));
-            let timeout = Timespec { tv_sec: i64::from(wait.as_secs() > 0), tv_nsec: i64::from(wait.subsec_nanos()) };
             events.clear();
-            match epoll::wait(&self.shared.epoll, spare_capacity(&mut events), Some(&timeout)) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => {
-                    // Without its waits the pool can see nothing: the command has to end.
-                    (self.emit)(PoolEvent::CannotStart { reason: format!("cannot wait for workers: {errno}") });
-                    return;
-                }
+            if let Err(errno) = self.wait(&mut events) {
+                // Without its waits the pool can see nothing: the command has to end.
+                (self.emit)(PoolEvent::CannotStart { reason: format!("cannot wait for workers: {errno}") });
+                return;
             }
             let now = self.now();
             self.watch.turn(now);
@@ -127,6 +126,29 @@ impl Receiver {
                 return;
             }
         }
+    }
+
+    /// Waits until something happens or the watch has to look again.
+    fn wait(&mut self, events: &mut Vec<epoll::Event>) -> Result<(), Errno> {
+        let begun = Instant::now();
+        let waited_us = || u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let mut look = |timeout: Timespec| match epoll::wait(&self.shared.epoll, spare_capacity(events), Some(&timeout))
+        {
+            Err(Errno::INTR) => Ok(0),
+            looked => looked,
+        };
+        let soon = self.spin.ask(waited_us, || match look(Timespec { tv_sec: 0, tv_nsec: 0 }) {
+            Ok(0) => {
+                std::thread::yield_now();
+                None
+            }
+            looked => Some(looked),
+        });
+        let span = self.watch.wait(self.now()).min(Duration::from_secs(1));
+        let timeout = Timespec { tv_sec: i64::from(span.as_secs() > 0), tv_nsec: i64::from(span.subsec_nanos()) };
+        let looked = soon.unwrap_or_else(|| look(timeout));
+        self.spin.waited(waited_us(), self.running);
+        looked.map(drop)
     }
 
     /// Takes over processes that the spawner has started.
@@ -167,6 +189,7 @@ impl Receiver {
     /// Tells the watch which workers owe what; the loop's thread changes that.
     fn follow_running(&mut self, now: u64) {
         let state = self.shared.lock();
+        self.running = state.members.values().map(|member| member.running.len()).sum();
         for (&worker, member) in &state.members {
             match member.phase {
                 Phase::Starting if member.process.is_some() => self.watch.starting(worker, now),
