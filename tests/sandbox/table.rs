@@ -72,7 +72,8 @@ fn make(walls: &str) -> Seen {
 /// One worker; false when there is more to do.
 fn probe(walls: &str, root: &Path, seen: &mut Seen) -> bool {
     let program = File::open(env!("CARGO_BIN_EXE_tm-worker-test")).expect("the worker program");
-    // By descriptor: nobody may not be allowed to the folder.
+    // By descriptor: nobody may not be allowed to the folder. Not by 3, where the socket will be.
+    let program = rustix::io::fcntl_dupfd_cloexec(&program, 10).expect("a descriptor");
     let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
     command.args(["__worker", walls, &seen.answers.len().to_string()]).arg(root);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
