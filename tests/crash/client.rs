@@ -69,16 +69,8 @@ pub(crate) fn input_of(key: &str) -> String {
 
 pub(crate) fn request_of(key: &str) -> Request {
     Request::Enqueue(Box::new(EnqueueRequest {
-        tenant: "default".to_owned(),
-        flow: FLOW.to_owned(),
-        input: Json::parse(&input_of(key)).expect("JSON"),
         idempotency_key: Some(key.to_owned()),
-        headers: None,
-        trace: None,
-        at: None,
-        delay_ms: None,
-        priority: None,
-        env: Vec::new(),
+        ..EnqueueRequest::of("default", FLOW, Json::parse(&input_of(key)).expect("JSON"))
     }))
 }
 

@@ -90,16 +90,11 @@ impl Clients {
         let Ok(json) = Json::parse(&input) else { return };
         let at = random.chance(8).then(|| now.plus(random.below(300)));
         let request = EnqueueRequest {
-            tenant: tenant.into(),
-            flow: flow.into(),
-            input: json,
             idempotency_key: key.clone(),
-            headers: None,
-            trace: None,
             at,
             delay_ms: random.chance(5).then(|| random.below(100)),
             priority: random.chance(30).then(|| u8::try_from(random.below(10)).unwrap_or(5)),
-            env: Vec::new(),
+            ..EnqueueRequest::of(tenant, flow, json)
         };
         self.ask(Enqueue { tenant, flow, key, input, request: Box::new(request), lost: None }, inputs);
     }

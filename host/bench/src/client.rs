@@ -69,16 +69,9 @@ impl<'a> Work<'a> {
 
     fn line(&self) -> Outcome<Vec<u8>> {
         line(&Request::Enqueue(Box::new(EnqueueRequest {
-            tenant: self.tenant.to_owned(),
-            flow: self.flow.to_owned(),
-            input: Json::parse(self.input)?,
-            idempotency_key: None,
-            headers: None,
-            trace: None,
-            at: None,
             delay_ms: self.delay_ms,
             priority: self.priority,
-            env: Vec::new(),
+            ..EnqueueRequest::of(self.tenant, self.flow, Json::parse(self.input)?)
         })))
     }
 }

@@ -92,6 +92,10 @@ pub struct EnqueueRequest {
     /// The caller's variables; the supervisor keeps those that the flow asks for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<(String, String)>,
+    /// The client does not know what the flow asks of its caller. Where it asks for anything, nothing is enqueued, and the
+    /// answer is [`Reply::FlowEnv`].
+    #[serde(default, skip_serializing_if = "core::ops::Not::not")]
+    pub asks_env: bool,
 }
 
 impl EnqueueRequest {
@@ -109,6 +113,7 @@ impl EnqueueRequest {
             delay_ms: None,
             priority: None,
             env: Vec::new(),
+            asks_env: false,
         }
     }
 }

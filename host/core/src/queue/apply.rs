@@ -478,6 +478,7 @@ impl State {
         self.forget_finished(run.id);
         self.newest_run = self.newest_run.max(Some(run.id));
         let mut run = run.clone();
+        run.share_input();
         run.home = self.segment;
         self.indexes.insert_run(&run, timeout_ms(&self.flows, &run));
         for (task, letter) in run.letters() {

@@ -240,6 +240,23 @@ impl Run {
         }
     }
 
+    /// Tasks that run on the run's own input get its copy: the whole record of a run tells it again for each of them, and
+    /// a queue may hold a million.
+    pub fn share_input(&mut self) {
+        let share = |task: &mut Task| {
+            if task.input == self.input {
+                task.input = self.input.clone();
+            }
+        };
+        for step in &mut self.steps {
+            match step {
+                StepRun::Single(single) => share(single),
+                StepRun::Fan(fan) => fan.tasks.iter_mut().for_each(share),
+                _ => {}
+            }
+        }
+    }
+
     /// What a step gave, while it is kept.
     #[must_use]
     pub fn output_of(&self, step: u16) -> Option<&Payload> {

@@ -36,8 +36,9 @@ pub(crate) struct FlowFile {
 /// A flow that the queue knows.
 pub(crate) struct Known {
     pub(crate) id: String,
-    /// The caller's variables that the flow asks for, as this process has them.
-    pub(crate) env: Vec<(String, String)>,
+    /// The caller's variables that the flow asks for, as this process has them; none while the queue was not asked for
+    /// their names.
+    pub(crate) env: Option<Vec<(String, String)>>,
 }
 
 impl Flow {
@@ -78,7 +79,7 @@ impl Flow {
                         if new {
                             warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
                         }
-                        Ok(Known { id: file.id, env: present(&file.caller_env) })
+                        Ok(Known { id: file.id, env: Some(present(&file.caller_env)) })
                     }
                     other => Err(Failure::unexpected("a registration", &other)),
                 }
@@ -86,7 +87,7 @@ impl Flow {
             Self::Id(id) => {
                 let request = Request::FlowEnv { tenant: tenant.to_owned(), flow: id.clone() };
                 match session.ask(&request)? {
-                    Reply::FlowEnv(names) => Ok(Known { id, env: present(&names) }),
+                    Reply::FlowEnv(names) => Ok(Known { id, env: Some(present(&names)) }),
                     other => Err(Failure::unexpected("a flow's variables", &other)),
                 }
             }

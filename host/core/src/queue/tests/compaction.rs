@@ -4,7 +4,12 @@ use super::*;
 use crate::{
     api::Totals,
     json::BlobRef,
-    queue::{decide::Sweep, event::Event, results::ResultsMark, run::StepRun},
+    queue::{
+        decide::Sweep,
+        event::Event,
+        results::ResultsMark,
+        run::{Run, StepRun},
+    },
 };
 
 /// Sweeps everything up to the segment before the newest, a new segment before each slice; forgets the old ones.
@@ -191,4 +196,23 @@ fn numbers_of_a_record_that_cannot_be_overflow_nothing() {
         state.apply(&Event::RunSnapshot(run), Millis(1));
         state.apply(&Event::Lost { task, attempt: 1, counted: true }, Millis(1));
     }
+}
+
+#[test]
+fn a_run_that_is_read_whole_holds_its_input_once() {
+    let bench = lived();
+    let mut runs: Vec<_> = bench.state.runs.values().cloned().collect();
+    let mut state = bench.replayed();
+    let mut shared = 0;
+    for run in &mut runs {
+        // As it comes from the log: each input is a text of its own.
+        let read: Run = serde_json::from_str(&serde_json::to_string(run).unwrap()).unwrap();
+        state.apply(&Event::RunSnapshot(Box::new(read)), Millis(1));
+        let run = &state.runs[&run.id];
+        let StepRun::Single(task) = &run.steps[0] else { continue };
+        let (Payload::Inline(own), Payload::Inline(of_task)) = (&run.input, &task.input) else { panic!("{run:?}") };
+        assert_eq!(own.get().as_ptr(), of_task.get().as_ptr());
+        shared += 1;
+    }
+    assert!(shared > 0);
 }

@@ -35,15 +35,23 @@ pub(crate) fn one(flow: &str, input: &str, flags: &EnqueueFlags, folders: &Folde
     let flow = Flow::open(flow, tenant, folders.config.as_deref())?;
     let need = if flags.wait { Need::Wait } else { flow.need() };
     if let (Need::Create, Flow::File(file)) = (need, &flow) {
-        let known = Known { id: file.id.clone(), env: present(&file.caller_env) };
+        let known = Known { id: file.id.clone(), env: Some(present(&file.caller_env)) };
         let enqueue = template.clone().request(&known, tenant, input.clone());
         let requests = vec![Request::Register(Box::new(file.request.clone())), Request::Enqueue(Box::new(enqueue))];
         refuse_before_a_queue_is_made(folders, flags.backend.queue, requests, &file.components)?;
     }
     let mut session = Session::open(folders, flags.backend.queue, need)?;
-    let known = flow.register(&mut session, tenant)?;
-    let request = Request::Enqueue(Box::new(template.request(&known, tenant, input)));
-    let reply = session.ask(&request)?;
+    let known = match flow {
+        // Few flows ask anything of their caller: whether this one does comes with the answer.
+        Flow::Id(id) => Known { id, env: None },
+        file @ Flow::File(_) => file.register(&mut session, tenant)?,
+    };
+    let mut request = template.request(&known, tenant, input);
+    let mut reply = session.ask(&Request::Enqueue(Box::new(request.clone())))?;
+    if let (Reply::FlowEnv(names), true) = (&reply, request.asks_env) {
+        (request.env, request.asks_env) = (present(names), false);
+        reply = session.ask(&Request::Enqueue(Box::new(request)))?;
+    }
     if flags.wait { wait(&mut session, reply, &known.id, json) } else { accepted(&reply, &known.id, json) }
 }
 
@@ -108,7 +116,8 @@ impl Template {
             at: self.at,
             delay_ms: self.delay_ms,
             priority: self.priority,
-            env: flow.env.clone(),
+            env: flow.env.clone().unwrap_or_default(),
+            asks_env: flow.env.is_none(),
         }
     }
 }
