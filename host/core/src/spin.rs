@@ -4,8 +4,9 @@
 //! small step. With many tasks in flight that cost is shared by all of a batch, and the processors have better to do. Who
 //! asks again should give the processor away between two looks, so that spinning only takes time that nobody else wants.
 
-/// How long a wait is sat out awake at most, in microseconds.
-pub const SPIN_MAX_US: u64 = 100;
+/// How long a wait is sat out awake at most, in microseconds: longer than a sync of a good disk, which a worker waits
+/// through between two steps of a flow.
+pub const SPIN_MAX_US: u64 = 200;
 /// A wait of up to this long makes the next one begin awake, in microseconds.
 const SHORT_US: u64 = 2 * SPIN_MAX_US;
 /// With more tasks in flight nobody spins.
