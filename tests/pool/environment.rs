@@ -20,9 +20,18 @@ fn a_callers_variable_reaches_the_step_and_no_other() {
     }
     let without = home.enqueue("env", ALL, &[]);
     assert_eq!(home.result(&without)["output"]["ok"], json!([]));
+    let ran = home.tm_with(CALLER, &["enqueue", "env", "--wait", "-i", ALL]);
+    assert!(ran.stdout.contains(r#"["FAIL_RATE","0.25"]"#), "{ran}");
     pool.stop();
     let ran = home.tm_with(CALLER, &["run", "env.yaml", "-i", ALL]);
     assert_eq!(ran.json()["output"]["ok"], expected, "{ran}");
+
+    // Without a supervisor, by the id alone.
+    let ran = home.tm_with(CALLER, &["enqueue", "env", "--json", "-i", ALL]);
+    let run = ran.json()["id"].as_str().unwrap().to_owned();
+    let pool = Supervisor::start(&home, &[]);
+    assert_eq!(home.result(&run)["output"]["ok"], expected);
+    pool.stop();
 }
 
 #[test]

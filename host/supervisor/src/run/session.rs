@@ -8,7 +8,7 @@ use std::{
 };
 
 use tm_core::{
-    api::{ApiError, Counters, EnqueueRequest, ErrorKind, Reply, Request},
+    api::{ApiError, Counters, ErrorKind, Reply, Request},
     code,
     id::WorkerId,
     json::{Json, Payload},
@@ -174,21 +174,11 @@ impl<D: Disk> Session<D> {
         Some((*ticket, Reply::Error(ApiError { kind, code, message, hint: Some(hint), retry_after_ms: None })))
     }
 
-    /// The variables that a flow asks of a caller who does not know of them.
-    fn asked_env(&self, request: &EnqueueRequest) -> Option<&[String]> {
-        let state = &self.turn.state;
-        let no = state.latest_flow(&request.tenant, &request.flow).filter(|_| request.asks_env)?;
-        Some(state.flows.get(&no)?.def.caller_env.as_slice()).filter(|names| !names.is_empty())
-    }
-
     fn call(&mut self, call: ApiCall) {
         let ApiCall { ticket, request, fds, .. } = call;
         let connection = connection_of(ticket);
         match request {
             Request::Enqueue(mut request) => {
-                if let Some(names) = self.asked_env(&request).map(<[_]>::to_vec) {
-                    return self.house.replies.push((ticket, Reply::FlowEnv(names)));
-                }
                 let json = std::mem::replace(&mut request.input, Json::null());
                 // Too large is refused by the decision; it must not become a blob first.
                 let input = if json.size_bytes() > INPUT_MAX_BYTES {

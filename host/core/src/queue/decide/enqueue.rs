@@ -59,6 +59,10 @@ impl Desk<'_> {
         {
             return Ok(reply);
         }
+        let wanted = self.state.flows.get(&no).map_or(&[][..], |flow| &flow.def.caller_env);
+        if request.asks_env && !wanted.is_empty() {
+            return Ok(Reply::FlowEnv(wanted.to_vec()));
+        }
         let policy = self.world.policy;
         if self.state.depth() >= policy.hard_depth {
             return Err(Box::new(full(format!("the queue holds hard_depth ({}) tasks", policy.hard_depth))));

@@ -180,3 +180,19 @@ fn a_key_outlives_the_eviction_of_its_result() {
     let answer = bench.ask(keyed("one", "k"));
     assert!(matches!(answer, Reply::Duplicate { run: held, result: None, .. } if held == run), "{answer:?}");
 }
+
+#[test]
+fn a_caller_who_does_not_know_what_a_flow_asks_is_told_and_nothing_is_enqueued() {
+    let asking = FlowDef { caller_env: vec!["RATE".into()], ..flow("asking", vec![step("s", &[])]) };
+    let mut bench = Bench::new(vec![asking, flow("one", vec![step("s", &[])])]);
+    let asks = |request| EnqueueRequest { asks_env: true, ..request };
+    let Reply::FlowEnv(names) = bench.ask(asks(keyed("asking", "k"))) else { panic!() };
+    assert_eq!(names, ["RATE"]);
+    assert!(bench.state.runs.is_empty());
+    let env = |name: &str| (String::from(name), String::from("1"));
+    let run = run_of(&bench.ask(EnqueueRequest { env: vec![env("RATE"), env("SECRET")], ..keyed("asking", "k") }));
+    assert_eq!(bench.state.runs[&run].extra.as_ref().unwrap().env, [env("RATE")]);
+    // Who holds the key needs no variables, and neither does a flow that asks for none.
+    assert!(matches!(bench.ask(asks(keyed("asking", "k"))), Reply::Duplicate { .. }));
+    assert!(matches!(bench.ask(asks(request("one"))), Reply::Enqueued { .. }));
+}
