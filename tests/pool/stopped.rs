@@ -150,6 +150,25 @@ fn batch(home: &Home) -> Child {
 }
 
 #[test]
+fn a_stop_gives_up_on_a_supervisor_that_stands_still_and_is_obeyed_when_it_goes_on() {
+    let home = ticking("shared");
+    let pool = Supervisor::start(&home, &[]);
+    let pid = pool.pid();
+    pool.signal(Signal::STOP);
+    let ran = home.tm(&["workers", "stop"]);
+    ran.refused(4, &[&format!("the supervisor (pid {pid}) has stood still (SIGSTOP) for 30 s")]);
+    ran.refused(
+        4,
+        &[
+            &format!("waiting for the supervisor (pid {pid})"),
+            &format!("SIGTERM as soon as it goes on: kill -CONT {pid}"),
+        ],
+    );
+    pool.signal(Signal::CONT);
+    assert!(pool.wait().success());
+}
+
+#[test]
 fn commands_give_up_on_a_supervisor_that_answers_nobody_and_say_what_is_in_doubt() {
     let home = ticking("shared");
     let mut pool = Supervisor::start(&home, &[]);

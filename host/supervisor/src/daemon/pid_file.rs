@@ -130,11 +130,23 @@ pub fn read(path: &Path) -> io::Result<Recorded> {
 /// When a process started; `None` when there is none, or it is a zombie.
 #[must_use]
 pub fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the name in parentheses and may hold anything; the third follows the last of them.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let stat = stat(pid)?;
+    let mut fields = stat.split_whitespace();
     let state = fields.next()?;
     (!matches!(state, "Z" | "X")).then(|| fields.nth(18)?.parse().ok())?
+}
+
+/// Whether a process stands still by SIGSTOP or by who traces it: it takes no signal but SIGKILL and SIGCONT.
+#[must_use]
+pub fn is_stopped(pid: u32) -> bool {
+    stat(pid).is_some_and(|stat| stat.trim_start().to_lowercase().starts_with('t'))
+}
+
+/// The fields of `/proc/PID/stat` from the third on.
+fn stat(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second is the name in parentheses and may hold anything; the third follows the last of them.
+    Some(stat.rsplit_once(')')?.1.to_owned())
 }
 
 #[cfg(test)]

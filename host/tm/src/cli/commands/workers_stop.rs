@@ -4,11 +4,11 @@ use std::{
     io::{self, Write as _},
     os::fd::OwnedFd,
     path::Path,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::{
-    event::{PollFd, PollFlags, poll},
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
@@ -18,6 +18,11 @@ use crate::cli::{
     args::{Signal as Wanted, StopArgs},
     exit::{End, Failure, Outcome, reason},
 };
+
+/// Between two looks at whether the supervisor stands still.
+const LOOK_AGAIN: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+/// How long one that stands still is waited for.
+const STOPPED_PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(args: &StopArgs) -> Outcome {
     let (pid, process) = supervisor(&args.pid_file)?;
@@ -37,7 +42,12 @@ pub(crate) fn run(args: &StopArgs) -> Outcome {
     if args.no_wait {
         return Ok(End::Done);
     }
-    wait(&process).map_err(|error| Failure::failed(format!("cannot wait for {pid}: {}", reason(&error.into()))))?;
+    let ended = wait(pid, &process);
+    if !ended.map_err(|error| Failure::failed(format!("cannot wait for {pid}: {}", reason(&error.into()))))? {
+        let seconds = STOPPED_PATIENCE.as_secs();
+        let message = format!("the supervisor (pid {pid}) has stood still (SIGSTOP) for {seconds} s");
+        return Err(Failure::busy(message).hint(format!("it obeys {name} as soon as it goes on: kill -CONT {pid}")));
+    }
     let seconds = sent.elapsed().as_secs_f64();
     // A supervisor that ends in order takes its pid file along.
     let left = pid_file::read(&args.pid_file).map_err(|error| Failure::io("read", &args.pid_file, &error))?;
@@ -80,11 +90,23 @@ fn stale(path: &Path, pid: Option<u32>) -> Failure {
     Failure::busy(what).hint("nothing was signalled; the next start replaces the file")
 }
 
-/// Until the process has ended. The supervisor bounds its drain itself; a second `stop` makes it end at once.
-fn wait(process: &OwnedFd) -> Result<(), Errno> {
+/// Until the process has ended. The supervisor bounds its drain itself; a second `stop` makes it end at once. False: it
+/// stands still and will not.
+fn wait(pid: u32, process: &OwnedFd) -> Result<bool, Errno> {
+    let mut still_since = None;
     loop {
-        match poll(&mut [PollFd::new(process, PollFlags::IN)], None) {
-            Ok(_) => return Ok(()),
+        match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&LOOK_AGAIN)) {
+            Ok(0) if !pid_file::is_stopped(pid) => still_since = None,
+            Ok(0) => {
+                let since = *still_since.get_or_insert_with(|| {
+                    eprintln!("waiting for the supervisor (pid {pid}), which stands still (SIGSTOP)");
+                    Instant::now()
+                });
+                if since.elapsed() >= STOPPED_PATIENCE {
+                    return Ok(false);
+                }
+            }
+            Ok(_) => return Ok(true),
             Err(Errno::INTR) => {}
             Err(error) => return Err(error),
         }
