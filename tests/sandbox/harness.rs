@@ -197,6 +197,7 @@ impl Worker {
             input: Body::Inline(Json::parse(input).expect("JSON")),
             limits: Limits::DEFAULT,
             grants: StartGrants::default(),
+            in_flight: 1,
         }
     }
 

@@ -120,6 +120,9 @@ pub struct Start {
     pub input: Body,
     pub limits: Limits,
     pub grants: StartGrants,
+    /// Tasks of the whole queue that ran or waited for a worker when this was handed over: while they are few, a worker
+    /// stays awake for the next one ([`crate::spin`]).
+    pub in_flight: u64,
 }
 
 impl Start {

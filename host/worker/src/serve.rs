@@ -101,6 +101,8 @@ pub(crate) fn execute(
     let (engine, memory_bound_bytes) = engine::executor(&init)?;
     let plain = linker(&engine, Capabilities::default()).map_err(engine::EngineError::from)?;
     let resident = Resident::open();
+    // Before the walls: it reads what the control group allows.
+    let spin = Spin::on(std::thread::available_parallelism().map_or(1, usize::from));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -142,10 +144,11 @@ pub(crate) fn execute(
         )),
         running: HashMap::new(),
         concurrency: init.concurrency.max(1) as usize,
+        in_flight: 0,
         pulse,
         out,
     };
-    let served = runtime.block_on(serve(socket.as_fd(), receiver, worker, reports));
+    let served = runtime.block_on(serve(socket.as_fd(), receiver, worker, reports, spin));
     // Not waiting: a blocking thread may sit in a slow file system, and the process ends anyway.
     runtime.shutdown_background();
     served
@@ -165,6 +168,8 @@ struct Worker {
     folders: Arc<Folders>,
     running: HashMap<(TaskRef, Attempt), Arc<Signals>>,
     concurrency: usize,
+    /// In the whole queue, as the newest start tells it.
+    in_flight: u64,
     pulse: Pulse,
     out: UnboundedSender<Outgoing>,
 }
@@ -174,13 +179,14 @@ async fn serve(
     mut receiver: Receiver,
     mut worker: Worker,
     mut reports: UnboundedReceiver<Outgoing>,
+    mut spin: Spin,
 ) -> Result<(), StartError> {
     // SAFETY: the descriptor is borrowed for the whole life of this future: it is neither closed nor replaced meanwhile.
     let socket = unsafe { AsyncFd::register(socket) }.map_err(|error| StartError::Runtime(error.into()))?;
-    let (mut batch, mut spin, mut idle_since) = (Vec::new(), Spin::default(), Instant::now());
+    let (mut batch, mut idle_since) = (Vec::new(), Instant::now());
     loop {
         let waited_us = || u64::try_from(idle_since.elapsed().as_micros()).unwrap_or(u64::MAX);
-        // Nothing else runs on this thread then; who runs here would have to wait for the spin.
+        // No guest waits for this thread then; the grace of a cancel may end late by the spin.
         let is_idle = worker.running.is_empty() && reports.is_empty();
         let spun =
             if is_idle { spin.ask(waited_us, || soon(&mut receiver, *socket.get_ref(), &mut worker)) } else { None };
@@ -206,7 +212,7 @@ async fn serve(
         };
         match taken {
             Taken::Nothing => {}
-            Taken::Packet if is_idle => spin.waited(waited_us(), worker.running.len()),
+            Taken::Packet if is_idle => spin.waited(waited_us(), worker.in_flight),
             Taken::Packet => {}
             Taken::End => return Ok(()),
         }
@@ -256,6 +262,7 @@ impl Worker {
                 }
                 ToWorker::Unload { component } => drop(self.components.remove(&component)),
                 ToWorker::Start(start) => {
+                    self.in_flight = start.in_flight;
                     let fd = match start.input {
                         tm_core::wire::Body::Fd { .. } => Some(packet.fd()?),
                         tm_core::wire::Body::Inline(_) => None,

@@ -145,6 +145,7 @@ pub(crate) fn run(args: &DriveArgs) -> Outcome<Value> {
             input: Body::Inline(input.clone()),
             limits: Limits { memory_mb: MEMORY_MAX_MB, ..Limits::DEFAULT },
             grants: StartGrants::default(),
+            in_flight: args.concurrency.into(),
         }))
     };
     let duration = Duration::from_millis(args.duration_ms);

@@ -117,6 +117,12 @@ impl State {
         self.indexes.lanes.len() + self.delayed() + self.indexes.leased
     }
 
+    /// Tasks that run, or wait for nothing but a worker.
+    #[must_use]
+    pub const fn in_flight(&self) -> u64 {
+        self.indexes.lanes.len() + self.indexes.leased
+    }
+
     /// Delayed tasks, also those that are due.
     #[must_use]
     pub fn delayed(&self) -> u64 {

@@ -114,6 +114,7 @@ mod tests {
             input: Body::Inline(Json::parse(input).unwrap()),
             limits: Limits::DEFAULT,
             grants: StartGrants::default(),
+            in_flight: 1,
         };
         let messages = [ToWorker::Load { component: 4 }, ToWorker::Start(Box::new(start))];
         messages.iter().flat_map(|message| write(message).unwrap()).collect()

@@ -97,6 +97,7 @@ pub(super) fn start_of(
             random: step.grants.random,
             readable: step.needs.iter().filter_map(|&need| readable(run, flow, need)).collect(),
         },
+        in_flight: state.in_flight(),
     };
     Ok((start, fds))
 }

@@ -148,7 +148,8 @@ fn serve<D: Disk>(
     let listener = listen::bind(socket_folder)?;
     let calls = sender.clone();
     let edge = Edge::start(listener, true, move |incoming| drop(calls.send(Happening::Edge(incoming))))?;
-    let (keys, awake_since, spin) = (KeyFile::new(disk), Instant::now(), Spin::default());
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let (keys, awake_since, spin) = (KeyFile::new(disk), Instant::now(), Spin::on(processors));
     let mut running = Loop { options, session, edge, inbox, clock, keys, awake_since, spin };
     let not_loaded = running.load_folder()?;
     running.wait_for_workers()?;
@@ -238,8 +239,7 @@ impl<D: Disk> Loop<'_, D> {
             (None, None) => self.inbox.recv().map_err(RecvTimeoutError::from),
             (None, Some(span)) => self.inbox.recv_timeout(span),
         };
-        let leased = usize::try_from(self.session.turn.state.indexes.leased).unwrap_or(usize::MAX);
-        self.spin.waited(waited_us(), leased);
+        self.spin.waited(waited_us(), self.session.turn.state.in_flight());
         match next {
             Ok(happening) => Ok(Some(happening)),
             Err(RecvTimeoutError::Timeout) => Ok(None),

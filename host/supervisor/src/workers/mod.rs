@@ -98,8 +98,8 @@ impl Pool {
             allow_weaker: settings.allow_weaker,
             share_mb: sizing.share_mb,
             inbox: Inbox::default(),
-            spin: Spin::default(),
-            running: 0,
+            spin: Spin::on(thread::available_parallelism().map_or(1, usize::from)),
+            in_flight: 0,
             links: BTreeMap::new(),
         };
         let (held, receiving) = mpsc::channel();
@@ -142,6 +142,7 @@ impl Pool {
         let wants: Vec<Want> =
             wants.iter().filter(|want| !state.starts.broken.contains_key(&want.profile)).copied().collect();
         state.mark_outgrown(&wants, profile_of);
+        state.ready = wants.iter().map(|want| want.ready).sum();
         state.learn_tenants(&wants, &self.settings.weights, profile_of);
         for member in state.members.values_mut().filter(|member| member.phase == Phase::Ready) {
             member.ready_since.get_or_insert(now);

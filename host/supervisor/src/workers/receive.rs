@@ -84,8 +84,8 @@ pub(super) struct Receiver {
     pub share_mb: Option<u64>,
     pub inbox: Inbox,
     pub spin: Spin,
-    /// Steps that run in all workers, when this was last looked at.
-    pub running: usize,
+    /// Tasks that run in workers or wait for one, when this was last looked at.
+    pub in_flight: u64,
     /// Links that are still listened to.
     pub links: BTreeMap<WorkerId, Arc<Link>>,
 }
@@ -147,7 +147,7 @@ impl Receiver {
         let span = self.watch.wait(self.now()).min(Duration::from_secs(1));
         let timeout = Timespec { tv_sec: i64::from(span.as_secs() > 0), tv_nsec: i64::from(span.subsec_nanos()) };
         let looked = soon.unwrap_or_else(|| look(timeout));
-        self.spin.waited(waited_us(), self.running);
+        self.spin.waited(waited_us(), self.in_flight);
         looked.map(drop)
     }
 
@@ -189,7 +189,8 @@ impl Receiver {
     /// Tells the watch which workers owe what; the loop's thread changes that.
     fn follow_running(&mut self, now: u64) {
         let state = self.shared.lock();
-        self.running = state.members.values().map(|member| member.running.len()).sum();
+        let running: usize = state.members.values().map(|member| member.running.len()).sum();
+        self.in_flight = state.ready + running as u64;
         for (&worker, member) in &state.members {
             match member.phase {
                 Phase::Starting if member.process.is_some() => self.watch.starting(worker, now),

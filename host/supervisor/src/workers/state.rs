@@ -299,6 +299,8 @@ pub(super) struct State {
     pub spawned: Vec<Spawned>,
     /// Who is owed process time.
     pub accounts: Accounts,
+    /// Ready tasks, when this was last looked at.
+    pub ready: u64,
     /// Orders the last uses of components.
     pub clock: u64,
     /// Nothing is started any more; the receiving thread ends with the last process.

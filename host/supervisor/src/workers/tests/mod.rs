@@ -145,6 +145,7 @@ fn start_message(step: u16, input: Body) -> Start {
         input,
         limits: Limits::DEFAULT,
         grants: StartGrants::default(),
+        in_flight: 1,
     }
 }
 
